@@ -1,0 +1,225 @@
+"""The data provider: what the network is trained to answer, and the loaders of both splits."""
+
+import os
+import signal
+
+import cv2
+import numpy as np
+import torch
+
+from data.coco_pose import ref
+from data.coco_pose.augment import centred, colour, jittered, mirror, warp_sample
+
+
+class GenerateHeatmap:
+    """Draws joints as Gaussians: keypoints (P, K, 3) in the output frame -> (K, R, R) float32.
+
+    sigma is in output pixels, R / 64 by default. Each Gaussian is centred on its joint's pixel, cut
+    to a window, and joined with those of other people by the maximum.
+    """
+
+    def __init__(self, output_res, num_parts, sigma=None):
+        self.output_res = output_res
+        self.num_parts = num_parts
+        sigma = sigma or output_res / 64
+        self.reach = int(3 * sigma + 1)  # pixels to either side; beyond, the Gaussian is below 0.01
+        square = np.arange(-self.reach, self.reach + 1) ** 2
+        self.window = np.exp(-(square[:, None] + square) / (2 * sigma**2)).astype(np.float32)
+
+    def __call__(self, keypoints):
+        R, reach = self.output_res, self.reach
+        heatmaps = np.zeros((self.num_parts, R, R), np.float32)
+        pixels, inside = pixels_of(keypoints, R)
+        for p, k in np.argwhere(inside):
+            x, y = pixels[p, k]
+            left, top = max(x - reach, 0), max(y - reach, 0)
+            target = heatmaps[k, top : y + reach + 1, left : x + reach + 1]
+            rows, cols = target.shape
+            row, col = top - (y - reach), left - (x - reach)
+            window = self.window[row : row + rows, col : col + cols]
+            np.maximum(target, window, out=target)
+        return heatmaps
+
+
+class KeypointsRef:
+    """Where each person's joints lie in the flattened maps, which is all that the tag loss needs.
+
+    keypoints (P, K, 3) in the output frame -> (max_num_people, K, 2) int64: per person, packed from
+    slot 0, (k * R * R + y * R + x, 1) for every labelled joint inside the frame; unused slots are
+    0. People beyond max_num_people are left out.
+    """
+
+    def __init__(self, max_num_people, num_parts):
+        self.max_num_people = max_num_people
+        self.num_parts = num_parts
+
+    def __call__(self, keypoints, output_res):
+        refs = np.zeros((self.max_num_people, self.num_parts, 2), np.int64)
+        pixels, inside = pixels_of(keypoints[: self.max_num_people], output_res)
+        P, K = inside.shape
+        index = (np.arange(K) * output_res + pixels[..., 1]) * output_res + pixels[..., 0]  # (P, K)
+        people, joints = inside.nonzero()
+        slots = (inside.cumsum(1) - 1)[people, joints]
+        refs[people, slots, 0] = index[people, joints]
+        refs[people, slots, 1] = 1
+        return refs
+
+
+def pixels_of(keypoints, output_res):
+    """Pixels (P, K, 2) int of points (P, K, 3), and which (P, K) are labelled and inside.
+
+    Cut toward zero, as the original does it: a point less than a pixel beyond the left or upper
+    edge counts to the edge's pixel.
+    """
+    pixels = np.trunc(keypoints[..., :2]).astype(np.int64)
+    inside = ((pixels >= 0) & (pixels < output_res)).all(-1) & (keypoints[..., 2] > 0)
+    return pixels, inside
+
+
+class Dataset(torch.utils.data.Dataset):
+    """Photos with their targets, numbered by (pass over the data, image number).
+
+    split: a ref.Split. settings: the config's 'train'. ranges: the config's 'augmentation', or
+    None for the whole photo as it is. Random choices hang on (seed, pass, image number) alone, so
+    that neither workers nor a resume change them.
+    """
+
+    def __init__(self, split, settings, ranges=None):
+        self.seed = settings['seed']
+        self.input_res, self.output_res = settings['input_res'], settings['output_res']
+        self.ranges = ranges
+        self.heatmaps = GenerateHeatmap(self.output_res, len(ref.PARTS), settings['sigma'])
+        self.keypoints = KeypointsRef(settings['max_num_people'], len(ref.PARTS))
+        self.ids = split.ids
+        self.records = [split.records[i] for i in self.ids]
+        self.paths = [str(split.path(i)) for i in self.ids]
+        # Only what training needs, in arrays: a whole COCO file as Python objects would grow into
+        # a copy of its own in every worker.
+        self.people = {i: [] for i in self.ids}
+        self.crowds = {i: [] for i in self.ids}
+        # The largest people first: those are kept where there are more than max_num_people.
+        for annotation in sorted(split.annotations, key=lambda a: -a['area']):
+            if ref.has_people(annotation):
+                joints = np.array(annotation['keypoints'], np.float32).reshape(-1, 3)
+                self.people[annotation['image_id']].append(joints)
+            elif annotation['iscrowd']:
+                self.crowds[annotation['image_id']].append(annotation)
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, number):
+        """One sample as a dict of arrays; `problem` says why another photo stands in for this one.
+
+        imgs (input_res, input_res, 3) float32 RGB in [0, 1], masks (R, R), heatmaps (K, R, R),
+        keypoints (max_num_people, K, 2), image_id. Raises DataError if no photo can be read.
+        """
+        turn, index = number
+        problem = ''
+        for other in range(len(self)):
+            chosen = (index + other) % len(self)
+            try:
+                photo = ref.read_photo(self.paths[chosen], self.records[chosen])
+            except ref.DataError as error:
+                problem = problem or str(error)
+                continue
+            return self.sample(photo, chosen, turn) | {'problem': problem}
+        raise ref.DataError(f'no photo of this split can be read; the first: {problem}')
+
+    def sample(self, photo, index, turn):
+        """The sample of photo number `index` in pass number `turn`."""
+        height, width = photo.shape[:2]
+        image_id = self.ids[index]
+        rng = np.random.default_rng((self.seed, turn, index))
+        people = np.array(self.people[image_id], np.float32).reshape(-1, len(ref.PARTS), 3)
+        crowds = self.crowds[image_id]
+        crowd = ref.crowd_mask(crowds, height, width) if crowds else None
+        geometry = (
+            jittered(height, width, self.ranges, rng) if self.ranges else centred(height, width)
+        )
+        photo, mask, people = warp_sample(
+            photo, crowd, people, geometry, self.input_res, self.output_res
+        )
+        if self.ranges and rng.random() < self.ranges['mirror']:
+            photo, mask, people = mirror(photo, mask, people, list(ref.FLIP))
+        imgs = np.multiply(photo, np.float32(1 / 255), dtype=np.float32, order='C')
+        return {
+            'imgs': colour(imgs, self.ranges, rng) if self.ranges else imgs,
+            'masks': np.ascontiguousarray(mask),
+            'keypoints': self.keypoints(people, self.output_res),
+            'heatmaps': self.heatmaps(people),
+            'image_id': image_id,
+        }
+
+
+class Passes(torch.utils.data.Sampler):
+    """Endless (pass, image number) pairs: each pass visits every image once, newly shuffled.
+
+    start: samples already drawn, so that a resumed run goes on in the middle of a pass.
+    """
+
+    def __init__(self, count, seed, start=0):
+        self.count = count
+        self.seed = seed
+        self.start = start
+
+    def __iter__(self):
+        turn, done = divmod(self.start, self.count)
+        while True:
+            order = np.random.default_rng((self.seed, turn)).permutation(self.count)
+            yield from ((turn, int(index)) for index in order[done:])
+            turn, done = turn + 1, 0
+
+
+def worker_count(setting):
+    """The setting, or for -1 the cores this process may use, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return setting if setting >= 0 else min(cores, 8)
+
+
+def start_worker(_):
+    """Set-up of a worker process: one thread of OpenCV; the main process decides when to stop."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def make_loader(dataset, workers, **options):
+    """A DataLoader with this project's workers, which leaves the training's random state alone."""
+    if workers > 0:
+        options = {'prefetch_factor': 4, 'persistent_workers': True} | options
+    return torch.utils.data.DataLoader(
+        dataset,
+        num_workers=workers,
+        worker_init_fn=start_worker,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+        **options,
+    )
+
+
+def open_valid(config):
+    """The validation split of a config (a ref.Split). Raises DataError."""
+    return ref.open_valid(config['data'])
+
+
+def init(config, samples_done=0):
+    """The loaders of a config: {'train': endless batches, 'valid': valid_iters batches}.
+
+    Beside them 'valid_split', the ref.Split that evaluation uses whole. samples_done: training
+    samples that earlier batches have used. Raises DataError.
+    """
+    settings = config['train']
+    workers = worker_count(settings['num_workers'])
+    batchsize = settings['batchsize']
+    ranges = config['augmentation'] if settings['augment'] else None
+    train_split, valid_split = ref.open_splits(config['data'])
+    train, valid = Dataset(train_split, settings, ranges), Dataset(valid_split, settings)
+    # The same images in the same order every time: differences come from the network alone.
+    numbers = [(0, i % len(valid)) for i in range(settings['valid_iters'] * batchsize)]
+    passes = Passes(len(train), settings['seed'], samples_done)
+    return {
+        'train': make_loader(train, workers, batch_size=batchsize, sampler=passes),
+        'valid': make_loader(valid, workers, batch_size=batchsize, sampler=numbers),
+        'valid_split': valid_split,
+    }

@@ -1,0 +1,58 @@
+"""The network: a stem that divides the photo's side by 4, then stacked hourglasses."""
+
+import torch
+from torch import nn
+
+from models.layers import Conv, Hourglass
+
+
+class Merge(nn.Module):
+    """Brings a stack's features or predictions back to the width of the next stack's input."""
+
+    def __init__(self, inp_dim, out_dim):
+        super().__init__()
+        self.conv = Conv(inp_dim, out_dim, 1, relu=False)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class PoseNet(nn.Module):
+    """Stacked hourglasses that predict heatmaps and tags after every stack (paper, section 3.2).
+
+    nstack: hourglasses S. inp_dim: features at the output's size. oup_dim: output channels C, of
+    which the first K are heatmaps and the next K are tags; the rest is unsupervised but feeds the
+    next stack. bn: BatchNorm behind most convolutions. increase: features added at each halving.
+    stem: widths of the first three convolutions. The names of the state dict are the original's.
+    """
+
+    def __init__(self, nstack=4, inp_dim=256, oup_dim=68, bn=False, increase=128, stem=(64, 128, 128)):
+        super().__init__()
+        self.pre = nn.Sequential(
+            Conv(3, stem[0], 7, stride=2, bn=bn),
+            Conv(stem[0], stem[1], bn=bn),
+            nn.MaxPool2d(2, 2),
+            Conv(stem[1], stem[2], bn=bn),
+            Conv(stem[2], inp_dim, bn=bn),
+        )
+        self.features = nn.ModuleList(
+            nn.Sequential(
+                Hourglass(4, inp_dim, bn, increase), Conv(inp_dim, inp_dim), Conv(inp_dim, inp_dim)
+            )
+            for _ in range(nstack)
+        )
+        self.outs = nn.ModuleList(Conv(inp_dim, oup_dim, 1, relu=False) for _ in range(nstack))
+        self.merge_features = nn.ModuleList(Merge(inp_dim, inp_dim) for _ in range(nstack - 1))
+        self.merge_preds = nn.ModuleList(Merge(oup_dim, inp_dim) for _ in range(nstack - 1))
+
+    def forward(self, imgs):
+        """imgs (B, H, W, 3) RGB in [0, 1], H and W multiples of 64 -> (B, S, C, H / 4, W / 4)."""
+        # The photo's own layout is channels_last already: a view, no copy.
+        x = self.pre(imgs.permute(0, 3, 1, 2))
+        preds = []
+        for i, (features, out) in enumerate(zip(self.features, self.outs, strict=True)):
+            feature = features(x)
+            preds.append(out(feature))
+            if i < len(self.merge_preds):
+                x = x + self.merge_preds[i](preds[i]) + self.merge_features[i](feature)
+        return torch.stack(preds, 1)

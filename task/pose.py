@@ -1,0 +1,111 @@
+"""The task: find people and their joints on COCO. Its config, and the network with its losses."""
+
+import importlib
+
+import torch
+from torch import nn
+
+from task.loss import AELoss, HeatmapLoss
+
+__config__ = {
+    'data_provider': 'data.coco_pose.dp',
+    'network': 'models.posenet.PoseNet',
+    # Arguments of the network.
+    'model': {
+        'nstack': 4,  # hourglasses, one after another
+        'inp_dim': 256,  # features at the output's size
+        'oup_dim': 68,  # 17 heatmaps + 17 tags + 34 channels without supervision
+        'bn': False,  # BatchNorm behind the convolutions
+        'increase': 128,  # features added at each halving: 256, 384, 512, 640, 768
+        'stem': [64, 128, 128],  # features of the stem before it reaches inp_dim
+    },
+    # Paths; '' means the constants in data/coco_pose/ref.py.
+    'data': {
+        'images': '',  # folder of train2014 / train2017, or of the photos themselves
+        'annotations': '',  # person_keypoints_*.json
+        'valid_images': '',  # only with valid_annotations; '' means where the training photos are
+        'valid_annotations': '',  # '' means the 500 ids of data/coco_pose/valid_id
+    },
+    'train': {
+        'seed': 0,  # of the network's first weights, the order of photos and their augmentation
+        'batchsize': 32,  # images per step over all GPUs
+        'epochs': 362,  # 362 * 32,000 = 11.6 M images, as the published weights saw
+        'train_iters': 1000,  # steps per epoch: 32 * 1000 = 32,000 images, half of COCO's 64k
+        'valid_iters': 10,  # batches of validation at the end of each epoch
+        'eval_epochs': 10,  # epochs between two AP figures on the validation split; 0 means never
+        'input_res': 512,  # pixels, the side of the network's square input
+        'output_res': 128,  # pixels, the side of its heatmaps: input_res / 4
+        'sigma': 2.0,  # output pixels, of the Gaussians in the heatmaps: output_res / 64
+        'max_num_people': 30,  # people per image whose tags are trained, the largest first
+        'augment': True,  # random geometry and colour, in the ranges of 'augmentation'
+        'learning_rate': 2e-4,  # Adam's
+        'warmup_iters': 0,  # steps over which the rate rises from 0
+        'decay_iters': [200000, 200000],  # steps between which it goes straight to decay_rate:
+        'decay_rate': 1e-5,  # the same step twice is a drop
+        'clip_norm': 0.0,  # gradients are scaled down to this norm; 0 means never
+        'loss_weights': {'detection': 1.0, 'push': 1e-3, 'pull': 1e-3},
+        'precision': 'auto',  # 'fp32', 'bf16', or 'auto': bf16 where the device is fast at it
+        'num_workers': -1,  # processes that prepare images; -1 means the cores there are, up to 8
+        'log_iters': 10,  # steps between two readings of the losses
+    },
+    # How far a training image strays from the whole photo, centred.
+    'augmentation': {
+        'rotation': 30.0,  # degrees, either way
+        'scale': [0.75, 1.25],  # times the side of the square that is cut out
+        'shift': 40.0,  # of its centre, in 1/200 of its side, in x and in y
+        'mirror': 0.5,  # probability
+        'hue': 72.0,  # degrees, either way
+        'saturation': [0.5, 1.5],  # factor
+        'brightness': 0.3,  # added or taken away, of 1
+        'contrast': [0.5, 1.5],  # factor of a pixel's distance from the mean of its channels
+    },
+    'test': {
+        'batchsize': 1,  # photos of equal size at a time, each with its mirror image
+        'scales': {'single': [1.0], 'multi': [2.0, 1.0, 0.5]},  # of input_res, for each mode
+        'square': True,  # False trims the black margins of photos that are not square
+        'detection_val': 0.1,  # heatmap value that a joint must exceed
+        'tag_val': 1.0,  # distance of tags below which a joint joins a person
+        'max_num_people': 30,  # joints of a type, and people, per image
+        'refine': True,  # fill in the joints that a person lacks
+        'precision': 'auto',  # as in 'train'
+        'num_workers': -1,  # as in 'train'
+    },
+}
+
+
+class PoseTask(nn.Module):
+    """The network and its losses, so that every replica computes its own images' losses."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.heatmap_loss = HeatmapLoss()
+        self.ae_loss = AELoss()
+
+    def forward(self, imgs, masks, keypoints, heatmaps, dtype):
+        """Losses by name, each (B, S): of every image after every stack (paper, section 3.1).
+
+        imgs (B, H, W, 3), masks (B, R, R), keypoints (B, P, K, 2), heatmaps (B, K, R, R), as
+        data.coco_pose.dp makes them. dtype: what the network computes in; losses are in float32.
+        """
+        K = heatmaps.shape[1]
+        with torch.autocast(imgs.device.type, dtype, enabled=dtype != torch.float32):
+            preds = self.network(imgs)  # (B, S, C, R, R)
+        detection, push, pull = [], [], []
+        for stack in preds[:, :, : 2 * K].float().unbind(1):
+            det, tag = stack.split(K, dim=1)
+            detection.append(self.heatmap_loss(det, heatmaps, masks))
+            pushed, pulled = self.ae_loss(tag.flatten(1), keypoints)
+            push.append(pushed)
+            pull.append(pulled)
+        losses = {'detection': detection, 'push': push, 'pull': pull}
+        return {name: torch.stack(values, 1) for name, values in losses.items()}
+
+
+def make_network(config):
+    """The network that a config names, with its losses: a PoseTask on the CPU, newly seeded."""
+    module, name = config['network'].rsplit('.', 1)
+    torch.manual_seed(config['train']['seed'])
+    network = getattr(importlib.import_module(module), name)(**config['model'])
+    # Photos come with their channels last, and convolutions are fastest so.
+    return PoseTask(network.to(memory_format=torch.channels_last))

@@ -1,0 +1,375 @@
+"""Find people: COCO AP of a run, or the people in your own photos.
+
+python test.py -c run1 -m single              AP of exp/run1 at one scale
+python test.py -c run1 -m multi               at three scales
+python test.py -c run1 --scales 2,1.5,1,0.5   at any list of scales
+python test.py -c run1 --checkpoint best      the best checkpoint instead of the latest
+from test import load, multiperson            your own photos, see README.md
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import sys
+from math import gcd
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from tqdm import tqdm
+
+from data.coco_pose import dp, ref
+from task import pose
+from utils.affine import get_transform, invert, kpt_affine, warp
+from utils.device import choose_device, choose_precision
+from utils.group import HeatmapParser, adjust
+from utils.run import Run, UserError, apply_settings, check_config, load_network, load_task
+from utils.run import read_checkpoint, write_json
+
+STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
+DIVERGED = 10  # a heatmap, trained toward 1, that exceeds this is noise
+
+
+class Predictor:
+    """The network as the function that `multiperson` calls, with the config it was trained by."""
+
+    def __init__(self, network, config, device, dtype):
+        self.network = network
+        self.config = config
+        self.device = device
+        self.dtype = dtype
+
+    def __call__(self, images):
+        """[predictions (B, S, C, H / 4, W / 4) float32] of B images (H, W, 3) of equal size.
+
+        images: a list of arrays, RGB in [0, 1], or a tensor (B, H, W, 3), then also uint8.
+        """
+        if not isinstance(images, torch.Tensor):
+            images = torch.from_numpy(np.stack(images))
+        images = images.to(self.device, non_blocking=True)
+        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        self.network.eval()
+        mixed = self.dtype != torch.float32
+        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=mixed):
+            return [self.network(images).float()]
+
+
+def load(name, which='checkpoint', task='pose', settings=()):
+    """The trained network of exp/<name>, ready for `multiperson`: a Predictor.
+
+    which: 'checkpoint' (the latest) or 'best'. task: whose config serves weights that come without
+    one. settings: changes of the config, as --set takes them. Raises UserError.
+    """
+    run = Run(name)
+    path = run.require(which)
+    config = apply_settings(run.config(task), settings)
+    check_config(config, len(ref.PARTS))
+    network = pose.make_network(config).network
+    load_network(network, read_checkpoint(path)['state_dict'], path)
+    device = choose_device()
+    dtype, _ = choose_precision(config['test']['precision'], device)
+    return Predictor(network.to(device).eval(), config, device, dtype)
+
+
+def as_rgb(img):
+    """A photo (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), 8 or 16 bit, as (H, W, 3) uint8 RGB."""
+    img = np.asarray(img)
+    if img.dtype == np.uint16:
+        img = (img >> 8).astype(np.uint8)
+    if img.ndim == 2:
+        img = img[..., None]
+    if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] not in (1, 3, 4) or 0 in img.shape:
+        raise ValueError(
+            'a photo is an array (height, width, 3) of uint8 RGB; grey, alpha and 16 bit work too; '
+            f'found {img.dtype} {img.shape}'
+        )
+    return np.repeat(img, 3, axis=2) if img.shape[2] == 1 else np.ascontiguousarray(img[..., :3])
+
+
+def input_frames(height, width, config, scales):
+    """For every scale the (rows, cols) of the network's input, and the (2, 3) matrix into it.
+
+    The whole photo lies centred in a square; with test.square off the black margins are trimmed,
+    by the same share at every scale so that the outputs still cover one another.
+    """
+    sides = [int(scale * config['train']['input_res'] + 63) // 64 for scale in scales]  # of 64 px
+    share = np.ones(2)
+    if not config['test']['square']:
+        steps = gcd(*sides)
+        share = np.ceil(np.array([height, width]) / max(height, width) * steps) / steps
+    frames = []
+    for side in sides:
+        res = np.round(64 * side * share).astype(int)
+        center, scale = (width / 2, height / 2), max(height, width) / 200
+        matrix = get_transform(center, scale, (64 * side, 64 * side))[:2]
+        matrix[:, 2] -= (64 * side - res[::-1]) / 2
+        frames.append(((int(res[0]), int(res[1])), matrix))
+    return frames
+
+
+def merge(preds, scales, num_parts, flip):
+    """Heatmaps and tags of one photo from the passes over all scales.
+
+    preds: per scale (2, C, H, W), the last stack's output for the photo and for its mirror image.
+    Returns det (K, H, W), the mean over passes and scales, tag (K, H, W, 2), the two passes at the
+    scale nearest 1, both at the size of the first scale kept, and that scale's number; or None if
+    all have diverged.
+    """
+    kept = []
+    for i, (photo, mirrored) in enumerate(preds):
+        passes = torch.stack([photo[: 2 * num_parts], mirrored[: 2 * num_parts].flip(-1)])
+        det = passes[0, :num_parts] + passes[1, :num_parts][flip]
+        if bool(det.max() <= DIVERGED):  # not a number is left out, too
+            kept.append((i, det, passes[:, num_parts:]))
+    if not kept:
+        return None
+    first, det, _ = kept[0]
+    size = det.shape[1:]
+    for _, other, _ in kept[1:]:
+        det = det + resize(other[None], size)[0]
+    det = (det / (2 * len(kept))).clamp(max=1)
+    _, _, tag = min(kept, key=lambda one: abs(scales[one[0]] - 1))
+    tag = resize(torch.stack([tag[0], tag[1][flip]]), size)  # (2, K, H, W)
+    return det, tag.permute(1, 2, 3, 0), first
+
+
+def resize(maps, size):
+    """Maps (N, K, h, w) at another size, bilinear."""
+    return maps if maps.shape[2:] == size else F.interpolate(maps, size, mode='bilinear')
+
+
+def refine(det, tag, person):
+    """Fills in the joints that a person lacks, where heatmap and tag suit it best (paper, 3.1).
+
+    det (K, H, W), tag (K, H, W, D), person (K, 3 + D) as grouping returns it, x and y in the
+    output frame. Returns the person anew; a filled joint has its heatmap's value, at least 1e-3.
+    """
+    det, tag = torch.as_tensor(det), torch.as_tensor(tag)
+    person = np.array(person, np.float32)
+    found = person[:, 2] > 0
+    missing = np.flatnonzero(~found)
+    if len(missing) == 0 or len(missing) == len(person):
+        return person
+    K, H, W = det.shape
+    mean = torch.from_numpy(person[found, 3:].mean(0)).to(tag)
+    joints = torch.from_numpy(missing).to(det.device)
+    distance = sum((tag[joints, :, :, d] - value) ** 2 for d, value in enumerate(mean)).sqrt_()
+    best = (det[joints] - distance.round_()).flatten(1).argmax(1)  # (missing,)
+    y, x = best // W, best % W
+    pixels = torch.stack([torch.zeros_like(joints), joints, y, x], 1)
+    # The original cuts the neighbour below off at row K - 1 instead of H - 1. It moves a filled
+    # joint by at most half an output pixel, and the published figures were measured with it.
+    points = adjust(pixels, det[None], last_row=min(K, H) - 1)
+    values = det[joints, y, x][:, None]
+    filled = torch.cat([points, values.clamp(min=1e-3), tag[joints, y, x]], 1)
+    # Where the heatmap is not positive nothing speaks for the joint, and it stays missing.
+    person[missing] = torch.where(values > 0, filled, 0).float().cpu().numpy()
+    return person
+
+
+def group(det, tag, matrix, settings):
+    """People (P, K, 3 + D) in image pixels and scores (P,) from the maps of one photo.
+
+    matrix: (2, 3), output frame to image frame. settings: the config's 'test'.
+    """
+    parser = HeatmapParser(
+        settings['detection_val'], settings['tag_val'], settings['max_num_people']
+    )
+    people = parser.parse(det[None], tag[None])[0]
+    scores = people[:, :, 2].mean(1)
+    if settings['refine'] and len(people) > 0:
+        people = np.stack([refine(det, tag, person) for person in people])
+    seen = people[:, :, 2] > 0
+    people[seen, :2] = kpt_affine(people[seen, :2], matrix)
+    return people, scores
+
+
+def find_people(preds, frames, scales, config):
+    """People and scores of one photo from its network outputs, see `merge` and `group`."""
+    merged = merge(preds, scales, len(ref.PARTS), list(ref.FLIP))
+    if merged is None:
+        return np.zeros((0, len(ref.PARTS), 5), np.float32), np.zeros(0, np.float32)
+    det, tag, first = merged
+    (_, width), matrix = frames[first]
+    to_image = invert(matrix)
+    to_image[:, :2] *= width / det.shape[2]  # output pixels are so many input pixels wide
+    return group(det, tag, to_image, config['test'])
+
+
+def multiperson(img, func, mode='single', scales=None):
+    """The people in a photo: (P, K, 3 + D) of x, y in image pixels, value, tags, and scores (P,).
+
+    img (H, W, 3) uint8 RGB. func: what `load` returns, or any function from a list of equal-size
+    float images in [0, 1] to a list whose first item is the network's output (B, S, C, h, w).
+    mode: 'single' or 'multi', a list of scales in the config; `scales` is one of your own.
+    Value 0 marks a joint that was not found.
+    """
+    img = as_rgb(img)
+    config = getattr(func, 'config', pose.__config__)
+    scales = scales or config['test']['scales'][mode]
+    frames = input_frames(*img.shape[:2], config, scales)
+    preds = []
+    for res, matrix in frames:
+        photo = warp(img, matrix, res).astype(np.float32) / 255
+        output = func([photo, np.ascontiguousarray(photo[:, ::-1])])[0]
+        preds.append(torch.as_tensor(output)[:, -1])
+    return find_people(preds, frames, scales, config)
+
+
+class Photos(torch.utils.data.Dataset):
+    """The photos of a split as the network's inputs at every scale, for workers to prepare."""
+
+    def __init__(self, split, ids, config, scales):
+        self.paths = [str(split.path(i)) for i in ids]
+        self.records = [split.records[i] for i in ids]
+        self.config, self.scales = config, scales
+
+    def __len__(self):
+        return len(self.paths)
+
+    def batches(self, size):
+        """Photo numbers in batches of equal input size."""
+        groups = {}
+        for i, record in enumerate(self.records):
+            frames = input_frames(record['height'], record['width'], self.config, self.scales)
+            groups.setdefault(frames[0][0], []).append(i)
+        return [same[i : i + size] for same in groups.values() for i in range(0, len(same), size)]
+
+    def __getitem__(self, index):
+        photo = ref.read_photo(self.paths[index], self.records[index])
+        frames = input_frames(*photo.shape[:2], self.config, self.scales)
+        return index, frames, [torch.from_numpy(warp(photo, matrix, res)) for res, matrix in frames]
+
+
+def collate(samples):
+    """Photos of equal input size: their numbers, their frames, and per scale a (B, H, W, 3)."""
+    numbers, frames, inputs = zip(*samples, strict=True)
+    return numbers, frames, [torch.stack(same) for same in zip(*inputs, strict=True)]
+
+
+def predict(func, split, ids, mode, scales=None):
+    """The detections of photos as COCO takes them: a list of dicts, best first in each photo."""
+    config = func.config
+    scales = scales or config['test']['scales'][mode]
+    photos = Photos(split, ids, config, scales)
+    workers = dp.worker_count(config['test']['num_workers'])
+    batches = photos.batches(config['test']['batchsize'])
+    loader = dp.make_loader(photos, workers, batch_sampler=batches, collate_fn=collate)
+    detections = []
+    with tqdm(total=len(ids), desc=f'test {mode}', unit='photo', disable=None) as bar:
+        for numbers, frames, inputs in loader:
+            preds = [func(torch.cat([x, x.flip(2)]))[0][:, -1] for x in inputs]
+            B = len(numbers)
+            for b, number in enumerate(numbers):
+                own = [pred[[b, B + b]] for pred in preds]
+                people, scores = find_people(own, frames[b], scales, config)
+                detections += to_coco(people, scores, ids[number])
+            bar.update(B)
+            bar.set_postfix(people=len(detections))
+    return detections
+
+
+def to_coco(people, scores, image_id):
+    """People as entries of a COCO results file."""
+    entries = []
+    for i in np.argsort(-scores, kind='stable'):
+        joints = people[i, :, :3].astype(float)
+        joints[:, 2] = joints[:, 2] > 0
+        keypoints = joints.round(2).flatten().tolist()
+        score = round(float(scores[i]), 6)
+        entries.append(
+            {'image_id': image_id, 'category_id': 1, 'keypoints': keypoints, 'score': score}
+        )
+    return entries
+
+
+def coco_scores(split, ids, detections):
+    """COCO's ten figures by name, and its summary as text (pycocotools, over `ids`)."""
+    content = ref.read_annotations(split.file)
+    content['categories'] = [{'id': 1, 'name': 'person'}]
+    truth, found = COCO(), COCO()
+    text = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.dataset = content
+        truth.createIndex()
+        if detections:
+            found = truth.loadRes(detections)
+        else:  # loadRes fails on an empty list; nothing found is a result, and scores 0
+            found.dataset = {k: content[k] for k in ('images', 'categories')} | {'annotations': []}
+            found.createIndex()
+        evaluation = COCOeval(truth, found, 'keypoints')
+        evaluation.params.imgIds = ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+    with contextlib.redirect_stdout(text):
+        evaluation.summarize()
+    return dict(zip(STATS, evaluation.stats.tolist(), strict=True)), text.getvalue()
+
+
+def evaluate(func, split, mode='single', scales=None, limit=0):
+    """COCO AP of a Predictor on a split: figures by name, the summary's text, the detections.
+
+    split: a ref.Split; limit: only its first photos, 0 for all. Raises DataError.
+    """
+    ids = split.ids[:limit] if limit else split.ids
+    detections = predict(func, split, ids, mode, scales)
+    figures, text = coco_scores(split, ids, detections)
+    return figures, text, detections
+
+
+def parse_scales(text):
+    """'2,1,0.5' as a list of positive numbers."""
+    scales = [float(item) for item in text.split(',')]
+    if min(scales) <= 0:
+        raise ValueError(text)
+    return scales
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('-c', '--continue_exp', '-e', '--exp', dest='exp', default='pose')
+    parser.add_argument('-t', '--task', default='pose', help='config of weights without their own')
+    parser.add_argument('-m', '--mode', choices=['single', 'multi'], default='single')
+    parser.add_argument('--scales', type=parse_scales, help='in place of the scales of the mode')
+    parser.add_argument('--checkpoint', choices=['checkpoint', 'best'], default='checkpoint')
+    parser.add_argument('--no-refine', action='store_true', help='only the joints that were seen')
+    parser.add_argument('--limit', type=int, default=0, help='only the first photos')
+    parser.add_argument('--set', nargs='+', default=[], action='extend', metavar='KEY=VALUE')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    settings = args.set + ['test.refine=False'] * args.no_refine
+    func = load(args.exp, args.checkpoint, args.task, settings)
+    split = importlib.import_module(func.config['data_provider']).open_valid(func.config)
+    figures, text, detections = evaluate(func, split, args.mode, args.scales, args.limit)
+    print(text, end='')
+    run = Run(args.exp)
+    write_json(run.folder / 'dt.json', detections)
+    results_path = run.folder / 'results.json'
+    results = json.loads(results_path.read_text()) if results_path.exists() else {}
+    name = 'scales ' + ','.join(f'{s:g}' for s in args.scales) if args.scales else args.mode
+    results[name] = figures | {
+        'photos': min(args.limit or len(split.ids), len(split.ids)),
+        'people': len(detections),
+        'checkpoint': args.checkpoint,
+        'settings': settings,
+    }
+    write_json(results_path, results)
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except (UserError, ref.DataError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)

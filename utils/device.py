@@ -1,0 +1,33 @@
+"""Where the network runs, and in which precision."""
+
+import torch
+
+
+def choose_device():
+    """The GPU where there is one, else the CPU; matrix products on a GPU may use TF32."""
+    if not torch.cuda.is_available():
+        return torch.device('cpu')
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    return torch.device('cuda')
+
+
+def choose_precision(setting, device):
+    """The type that the network computes in, and a phrase that says why.
+
+    setting: 'fp32', 'bf16', or 'auto' for bf16 where the device is fast at it. Raises ValueError.
+    """
+    types = {'fp32': torch.float32, 'bf16': torch.bfloat16}
+    if setting in types:
+        return types[setting], f'{setting}, as set'
+    if setting != 'auto':
+        raise ValueError(f"precision is 'fp32', 'bf16' or 'auto', not {setting!r}")
+    if device.type == 'cuda':
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        reason = f'this GPU is {"" if fast else "not "}of the Ampere generation or later'
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = any(capabilities.get(name) for name in ('avx512_bf16', 'amx_bf16'))
+        reason = f'this CPU has {"" if fast else "no "}AVX512-BF16 or AMX'
+    name = 'bf16' if fast else 'fp32'
+    return types[name], f'{name}: {reason}'

@@ -1,0 +1,127 @@
+"""Grouping: from heatmaps and tags to people (paper, section 3.1)."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from munkres import Munkres
+
+# The joints most often seen come first, so that a person starts from a reliable one.
+COCO_ORDER = (0, 1, 2, 3, 4, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16)
+
+
+def adjust(pixels, det, last_row=None):
+    """Pixels (N, 4) int64 as (image, joint, y, x) -> points (N, 2) float32 in the output frame.
+
+    A pixel's centre, moved by a quarter toward the larger neighbour in x and in y; heatmaps `det`
+    are (B, K, H, W). The quarter regains part of what the heatmap's stride lost. last_row: the row
+    at which the neighbour below is cut off, by default the heatmap's last.
+    """
+    B, K, H, W = det.shape
+    last_row = H - 1 if last_row is None else last_row
+    b, k, y, x = pixels.unbind(1)
+    right = det[b, k, y, (x + 1).clamp(max=W - 1)] > det[b, k, y, (x - 1).clamp(min=0)]
+    below = det[b, k, (y + 1).clamp(max=last_row), x] > det[b, k, (y - 1).clamp(min=0), x]
+    toward = torch.stack([right, below], 1).float() * 0.5 - 0.25
+    return torch.stack([x, y], 1) + 0.5 + toward
+
+
+def assign(cost):
+    """The one-to-one pairing of rows with columns of the lowest total cost: rows, columns."""
+    cheapest = cost.argmin(1)
+    if len(np.unique(cheapest)) == len(cost):
+        # No two rows want the same column: nothing can be cheaper, and no solver is needed.
+        return np.arange(len(cost)), cheapest
+    return np.array(Munkres().compute(cost.tolist())).T
+
+
+class HeatmapParser:
+    """Finds the peaks of every joint's heatmap and groups them by their tags.
+
+    detection_val: the heatmap value that a peak must exceed. tag_val: the distance of tags below
+    which a peak joins a person. max_num_people: peaks per joint, and people per image.
+    joint_order: joints in the order of grouping; by default COCO's for 17 joints, else as numbered.
+    """
+
+    def __init__(self, detection_val=0.1, tag_val=1.0, max_num_people=30, joint_order=None):
+        self.detection_val = detection_val
+        self.tag_val = tag_val
+        self.max_num_people = max_num_people
+        self.joint_order = joint_order
+
+    def peaks(self, det):
+        """Pixels (N, 4) as (image, joint, y, x): 3 x 3 maxima over the threshold, best per joint.
+
+        Sorted by image, joint and falling value; at most max_num_people for each joint.
+        """
+        B, K, H, W = det.shape
+        highest = F.max_pool2d(det, 3, stride=1, padding=1)
+        pixels = ((det == highest) & (det > self.detection_val)).nonzero()  # (N, 4)
+        values = det[tuple(pixels.T)]
+        pixels = pixels[values.sort(descending=True, stable=True).indices]
+        joints, order = (pixels[:, 0] * K + pixels[:, 1]).sort(stable=True)
+        first = torch.searchsorted(joints, torch.arange(B * K, device=det.device))
+        rank = torch.arange(len(joints), device=det.device) - first[joints]
+        return pixels[order[rank < self.max_num_people]]
+
+    def match(self, joints, points, values, tags, num_parts):
+        """Groups the peaks of one image into people (P, K, 3 + D): x, y, value, tags.
+
+        joints (N,), points (N, 2), values (N,), tags (N, D): NumPy arrays of the N peaks.
+        """
+        D = tags.shape[1]
+        detections = np.concatenate([points, values[:, None], tags], 1).astype(np.float32)
+        people = np.zeros((self.max_num_people, num_parts, 3 + D), np.float32)
+        tag_sum = np.zeros((self.max_num_people, D))
+        found = np.zeros((self.max_num_people, 1))
+        first_tag = np.zeros(self.max_num_people)
+        P = 0
+        order = self.joint_order
+        if order is None:
+            order = COCO_ORDER if num_parts == len(COCO_ORDER) else range(num_parts)
+        for k in order:
+            candidates = detections[joints == k]
+            person_of = np.full(len(candidates), -1)
+            if P > 0 and len(candidates) > 0:
+                means = tag_sum[:P] / found[:P]
+                gap = candidates[:, None, 3:] - means
+                distance = np.sqrt((gap**2).mean(2))  # (N_k, P)
+                # Rounding makes people of similar distance equal, so that the surer peak decides;
+                # the last term keeps equal costs, hence the answer, from hanging on the solver.
+                cost = 100 * distance.round() - candidates[:, 2:3] + 0.001 * distance**2
+                rows, columns = assign(cost)
+                joins = distance[rows, columns] < self.tag_val
+                person_of[rows[joins]] = columns[joins]
+            joined = person_of >= 0
+            people[person_of[joined], k] = candidates[joined]
+            tag_sum[person_of[joined]] += candidates[joined, 3:]
+            found[person_of[joined]] += 1
+            for candidate in candidates[~joined]:
+                # Two newcomers that agree in their first tag to the last bit are one person, and
+                # the later counts: the original's rule, which its published figures carry.
+                same = np.flatnonzero(first_tag[:P] == candidate[3])
+                p = same[0] if len(same) > 0 else P
+                if p == self.max_num_people:
+                    continue
+                P = max(P, p + 1)
+                people[p, k], first_tag[p] = candidate, candidate[3]
+                tag_sum[p], found[p] = candidate[3:], 1
+        return people[:P]
+
+    def parse(self, det, tag, adjust_points=True):
+        """People of every image: a list of B arrays (P, K, 3 + D) float32 of x, y, value, tags.
+
+        det (B, K, H, W) and tag (B, K, H, W, D), tensors on any device or arrays. x and y are in
+        the output frame (whole pixels without adjust_points); value 0 marks a missing joint.
+        """
+        det, tag = torch.as_tensor(det), torch.as_tensor(tag)
+        B, K, H, W = det.shape
+        pixels = self.peaks(det)
+        index = tuple(pixels.T)
+        points = adjust(pixels, det) if adjust_points else pixels[:, [3, 2]].float()
+        columns = [pixels[:, :2].float(), points, det[index].float()[:, None], tag[index].float()]
+        found = torch.cat(columns, 1).cpu().numpy()  # the only figures that leave the device
+        image, joint = found[:, 0], found[:, 1]
+        return [
+            self.match(*(found[image == b][:, c] for c in (1, slice(2, 4), 4, slice(5, None))), K)
+            for b in range(B)
+        ]

@@ -1,0 +1,257 @@
+"""One experiment is one folder, exp/<name>/: its config, log, figures and checkpoints."""
+
+import ast
+import copy
+import difflib
+import importlib
+import importlib.util
+import json
+import os
+import pickle
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+EXPERIMENTS = Path('exp')
+
+
+class UserError(Exception):
+    """Something that the user can put right; the message says how."""
+
+
+def load_task(name):
+    """The module task.<name>; UserError that lists the tasks if there is none."""
+    folder = Path(importlib.util.find_spec('task').submodule_search_locations[0])
+    known = sorted(p.stem for p in folder.glob('*.py') if '__config__ =' in p.read_text())
+    if name not in known:
+        raise UserError(f'no task {name!r}: choose one of {", ".join(known)}')
+    return importlib.import_module(f'task.{name}')
+
+
+def flatten(config, prefix=''):
+    """{'train.batchsize': 32, ...} of a nested config."""
+    flat = {}
+    for key, value in config.items():
+        inner = isinstance(value, dict)
+        flat |= flatten(value, f'{prefix}{key}.') if inner else {prefix + key: value}
+    return flat
+
+
+def parse_value(key, text, default):
+    """The value that `text` stands for, of the type that the key has; UserError otherwise."""
+    kind = type(default)
+    if kind is str:
+        return text
+    try:
+        value = ast.literal_eval({'true': 'True', 'false': 'False'}.get(text, text))
+    except (ValueError, SyntaxError):
+        value = text
+    if kind is float and type(value) is int:
+        value = float(value)
+    same = type(value) is kind
+    if same and kind is list and default:
+        number = (int, float)
+        inner = number if type(default[0]) in number else type(default[0])
+        same = all(isinstance(item, inner) and not isinstance(item, bool) for item in value)
+    if not same:
+        raise UserError(
+            f'--set {key}={text}: expected a value of type {kind.__name__} such as {default!r}, '
+            f'found {type(value).__name__}'
+        )
+    return value
+
+
+def apply_settings(config, settings):
+    """A copy of the config with every 'a.b=value' of `settings` put in. Raises UserError."""
+    config = copy.deepcopy(config)
+    flat = flatten(config)
+    for setting in settings:
+        key, equals, text = setting.partition('=')
+        if not equals:
+            raise UserError(f'--set {setting}: expected key=value, for example train.batchsize=8')
+        if key not in flat:
+            near = difflib.get_close_matches(key, flat, n=1, cutoff=0)
+            raise UserError(f'--set {key}: no such key; the nearest is {near[0]}')
+        *path, last = key.split('.')
+        section = config
+        for name in path:
+            section = section[name]
+        section[last] = parse_value(key, text, flat[key])
+    return config
+
+
+def merge(defaults, config):
+    """The config with what it lacks taken from `defaults`: runs outlive new keys of their task."""
+    merged = copy.deepcopy(defaults)
+    for key, value in config.items():
+        inner = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if inner else value
+    return merged
+
+
+def check_config(config, num_parts):
+    """Raises UserError where sizes of a config do not fit together; num_parts: joints."""
+    settings, channels = config['train'], config['model']['oup_dim']
+    input_res, output_res = settings['input_res'], settings['output_res']
+    if output_res * 4 != input_res or input_res % 64:
+        raise UserError(
+            f'train.output_res is {output_res} and train.input_res {input_res}: the network '
+            f'needs an input that is a multiple of 64, and an output of input_res / 4'
+        )
+    for key in ('batchsize', 'epochs', 'train_iters', 'valid_iters', 'log_iters', 'max_num_people'):
+        if settings[key] < 1:
+            raise UserError(f'train.{key} is {settings[key]}: expected 1 or more')
+    if channels < 2 * num_parts:
+        raise UserError(
+            f'model.oup_dim is {channels}: expected at least {2 * num_parts}, a heatmap and a tag '
+            f'for each of {num_parts} joints'
+        )
+
+
+def write_atomically(path, write):
+    """Calls write(stream) on a file aside and renames it: `path` is old or new, never half."""
+    aside = path.with_name(path.name + '.part')
+    with open(aside, 'wb') as stream:
+        write(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(aside, path)
+
+
+def write_json(path, content):
+    """Writes a JSON file, atomically."""
+    text = json.dumps(content, indent=2) + '\n'
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+def read_checkpoint(path):
+    """The dict in a checkpoint file, on the CPU; nothing in it is ever executed.
+
+    Raises UserError where the file is missing, broken or holds no network.
+    """
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f'there is no checkpoint {path}') from None
+    # A file cut short or made by something else fails in as many ways as there are readers in it.
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).split('\n')[0]
+        raise UserError(f'{path} is not a checkpoint that can be read: {reason}') from None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get('state_dict'), dict):
+        raise UserError(f'{path} holds no network: expected a dict with a state_dict')
+    return checkpoint
+
+
+def load_network(network, state_dict, path):
+    """Copies weights into the network, name by name; UserError with the first that do not fit.
+
+    Names may carry the prefixes of the wrappers they were saved from, as published weights do.
+    """
+    state_dict = {re.sub(r'^(model\.|module\.)+', '', k): v for k, v in state_dict.items()}
+    wanted = network.state_dict()
+    differences = {
+        'missing': [k for k in wanted if k not in state_dict],
+        'unexpected': [k for k in state_dict if k not in wanted],
+        'of another shape': [
+            f'{k} {tuple(state_dict[k].shape)}, not {tuple(v.shape)}'
+            for k, v in wanted.items()
+            if k in state_dict and state_dict[k].shape != v.shape
+        ],
+    }
+    found = [
+        f'{len(names)} {what} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
+        for what, names in differences.items()
+        if names
+    ]
+    if found:
+        raise UserError(
+            f'{path} does not fit the network of this config: {"; ".join(found)}; '
+            "set the config's model.* to the sizes it was trained with"
+        )
+    network.load_state_dict(state_dict)
+
+
+class Run:
+    """The folder of one experiment. Nothing is written before `create`."""
+
+    def __init__(self, name):
+        if not re.fullmatch(r'\w[\w.-]*', name):
+            raise UserError(
+                f'experiment {name!r}: expected a plain name, found a path or odd characters; '
+                'runs live in exp/<name>'
+            )
+        self.name = name
+        self.folder = EXPERIMENTS / name
+        self.config_path = self.folder / 'config.json'
+
+    def checkpoint(self, which='checkpoint'):
+        """The path of the latest checkpoint, or with 'best' of the best one."""
+        return self.folder / f'{which}.pth.tar'
+
+    def require(self, which='checkpoint'):
+        """The path of a checkpoint that is there; UserError that lists the runs that have one."""
+        path = self.checkpoint(which)
+        if not path.is_file():
+            have = sorted(p.parent.name for p in EXPERIMENTS.glob(f'*/{path.name}'))
+            others = f', or choose one of: {", ".join(have)}' if have else ''
+            raise UserError(
+                f"{self.folder} has no {path.name}: train it with 'python train.py -e "
+                f"{self.name}'{others}"
+            )
+        return path
+
+    def config(self, task):
+        """The run's own config, or where it has none (foreign weights) that of the task."""
+        try:
+            saved = json.loads(self.config_path.read_text())
+        except FileNotFoundError:
+            return copy.deepcopy(load_task(task).__config__) | {'run': {'task': task}}
+        except ValueError as error:
+            raise UserError(f'{self.config_path} is no JSON ({error})') from None
+        return merge(load_task(saved['run']['task']).__config__, saved)
+
+    def create(self, config):
+        """Makes the folder and records the config with the command, versions and commit."""
+        history = config['run'].setdefault('commands', [])
+        history.append(
+            {
+                'command': shlex.join(['python', *sys.argv]),
+                'python': sys.version.split()[0],
+                'torch': torch.__version__,
+                'commit': git_commit(),
+            }
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.config_path, config)
+
+    def log(self, text):
+        """Adds a line to the run's log."""
+        with open(self.folder / 'log', 'a') as stream:
+            stream.write(text + '\n')
+
+    def add_metrics(self, metrics):
+        """Adds the figures of an epoch to metrics.jsonl, in place of earlier ones of that epoch."""
+        path = self.folder / 'metrics.jsonl'
+        lines = path.read_text().splitlines() if path.exists() else []
+        # A run that died between figures and checkpoint does its last epoch again.
+        lines = [line for line in lines if json.loads(line)['epoch'] < metrics['epoch']]
+        text = '\n'.join([*lines, json.dumps(metrics)]) + '\n'
+        write_atomically(path, lambda stream: stream.write(text.encode()))
+
+    def save(self, state, which='checkpoint'):
+        """Saves a checkpoint; a kill at any moment leaves the old one or the new one."""
+        write_atomically(self.checkpoint(which), lambda stream: torch.save(state, stream))
+
+
+def git_commit():
+    """The commit that the code is at, '-dirty' behind it where files differ, or ''."""
+    root = Path(__file__).parent.parent
+    command = ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=40']
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ''
