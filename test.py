@@ -14,9 +14,7 @@ import io
 import json
 import sys
 from math import gcd
-from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -29,8 +27,15 @@ from task import pose
 from utils.affine import get_transform, invert, kpt_affine, warp
 from utils.device import choose_device, choose_precision
 from utils.group import HeatmapParser, adjust
-from utils.run import Run, UserError, apply_settings, check_config, load_network, load_task
-from utils.run import read_checkpoint, write_json
+from utils.run import (
+    Run,
+    UserError,
+    apply_settings,
+    check_config,
+    load_network,
+    read_checkpoint,
+    write_json,
+)
 
 STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
 DIVERGED = 10  # a heatmap, trained toward 1, that exceeds this is noise

@@ -26,7 +26,9 @@ class PoseNet(nn.Module):
     stem: widths of the first three convolutions. The names of the state dict are the original's.
     """
 
-    def __init__(self, nstack=4, inp_dim=256, oup_dim=68, bn=False, increase=128, stem=(64, 128, 128)):
+    def __init__(
+        self, nstack=4, inp_dim=256, oup_dim=68, bn=False, increase=128, stem=(64, 128, 128)
+    ):
         super().__init__()
         self.pre = nn.Sequential(
             Conv(3, stem[0], 7, stride=2, bn=bn),

@@ -5,7 +5,7 @@ from torch import nn
 
 
 def _at_least_float32(values):
-    """Squares and exponentials of tags lose too much in 16 bit; float64 stays for gradient checks."""
+    """16 bit are too few for squares and exponentials; float64 stays, for gradient checks."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
@@ -39,7 +39,9 @@ class AELoss(nn.Module):
         joints = visible.sum(2)  # (B, P)
         present = (joints > 0).to(tags.dtype)
         people = present.sum(1)  # (B,)
-        means = (joint_tags * visible[..., None]).sum(2) / joints.clamp(min=1)[..., None]  # (B, P, D)
+        means = (joint_tags * visible[..., None]).sum(2) / joints.clamp(min=1)[
+            ..., None
+        ]  # (B, P, D)
 
         distance = ((joint_tags - means[:, :, None]) ** 2).sum(3)  # (B, P, K)
         spread = (distance * visible).sum(2) / joints.clamp(min=1)  # (B, P)

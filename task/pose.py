@@ -35,7 +35,7 @@ __config__ = {
         'eval_epochs': 10,  # epochs between two AP figures on the validation split; 0 means never
         'input_res': 512,  # pixels, the side of the network's square input
         'output_res': 128,  # pixels, the side of its heatmaps: input_res / 4
-        'sigma': 2.0,  # output pixels, of the Gaussians in the heatmaps: output_res / 64
+        'sigma': 0.015625,  # of the heatmaps' Gaussians, times output_res: 128 / 64 = 2 pixels
         'max_num_people': 30,  # people per image whose tags are trained, the largest first
         'augment': True,  # random geometry and colour, in the ranges of 'augmentation'
         'learning_rate': 2e-4,  # Adam's
@@ -47,6 +47,7 @@ __config__ = {
         'precision': 'auto',  # 'fp32', 'bf16', or 'auto': bf16 where the device is fast at it
         'num_workers': -1,  # processes that prepare images; -1 means the cores there are, up to 8
         'log_iters': 10,  # steps between two readings of the losses
+        'save_minutes': 15.0,  # a checkpoint at the end of each epoch, and at least this often
     },
     # How far a training image strays from the whole photo, centred.
     'augmentation': {

@@ -25,7 +25,9 @@ def get_transform(center, scale, res, rot=0):
     if rot != 0:
         cos, sin = np.cos(np.deg2rad(-rot)), np.sin(np.deg2rad(-rot))
         x, y = cols / 2, rows / 2
-        turn = np.array([[cos, -sin, x - cos * x + sin * y], [sin, cos, y - sin * x - cos * y], [0, 0, 1]])
+        turn = np.array(
+            [[cos, -sin, x - cos * x + sin * y], [sin, cos, y - sin * x - cos * y], [0, 0, 1]]
+        )
         matrix = turn @ matrix
     return matrix
 

@@ -120,8 +120,5 @@ class HeatmapParser:
         points = adjust(pixels, det) if adjust_points else pixels[:, [3, 2]].float()
         columns = [pixels[:, :2].float(), points, det[index].float()[:, None], tag[index].float()]
         found = torch.cat(columns, 1).cpu().numpy()  # the only figures that leave the device
-        image, joint = found[:, 0], found[:, 1]
-        return [
-            self.match(*(found[image == b][:, c] for c in (1, slice(2, 4), 4, slice(5, None))), K)
-            for b in range(B)
-        ]
+        split = np.split(found, np.searchsorted(found[:, 0], np.arange(1, B)))
+        return [self.match(f[:, 1], f[:, 2:4], f[:, 4], f[:, 5:], K) for f in split]

@@ -68,7 +68,7 @@ def parse_value(key, text, default):
 def apply_settings(config, settings):
     """A copy of the config with every 'a.b=value' of `settings` put in. Raises UserError."""
     config = copy.deepcopy(config)
-    flat = flatten(config)
+    flat = flatten({key: value for key, value in config.items() if key != 'run'})
     for setting in settings:
         key, equals, text = setting.partition('=')
         if not equals:
@@ -138,9 +138,11 @@ def read_checkpoint(path):
     except FileNotFoundError:
         raise UserError(f'there is no checkpoint {path}') from None
     # A file cut short or made by something else fails in as many ways as there are readers in it.
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).split('\n')[0]
-        raise UserError(f'{path} is not a checkpoint that can be read: {reason}') from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError):
+        raise UserError(
+            f'{path} is no checkpoint that can be read: it is broken, or holds more than tensors '
+            'and plain values; take it from its source again'
+        ) from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get('state_dict'), dict):
         raise UserError(f'{path} holds no network: expected a dict with a state_dict')
     return checkpoint
@@ -221,7 +223,7 @@ class Run:
             {
                 'command': shlex.join(['python', *sys.argv]),
                 'python': sys.version.split()[0],
-                'torch': torch.__version__,
+                'torch': str(torch.__version__),
                 'commit': git_commit(),
             }
         )

@@ -7,7 +7,7 @@ from utils.affine import get_transform, kpt_affine, warp
 
 
 def centred(height, width):
-    """The geometry without augmentation: the whole photo, centred. Center (x, y), scale, degrees."""
+    """The whole photo, centred: center (x, y) in image pixels, scale (side / 200), 0 degrees."""
     return np.array([width / 2, height / 2]), max(height, width) / 200, 0.0
 
 

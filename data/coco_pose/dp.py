@@ -88,7 +88,8 @@ class Dataset(torch.utils.data.Dataset):
         self.seed = settings['seed']
         self.input_res, self.output_res = settings['input_res'], settings['output_res']
         self.ranges = ranges
-        self.heatmaps = GenerateHeatmap(self.output_res, len(ref.PARTS), settings['sigma'])
+        sigma = settings['sigma'] * self.output_res
+        self.heatmaps = GenerateHeatmap(self.output_res, len(ref.PARTS), sigma)
         self.keypoints = KeypointsRef(settings['max_num_people'], len(ref.PARTS))
         self.ids = split.ids
         self.records = [split.records[i] for i in self.ids]

@@ -96,7 +96,7 @@ def read_annotations(file):
 def find_folder(images, file, records):
     """The folder that holds the photos of an annotation file: `images` itself or one in it.
 
-    Both published layouts fit: <images>/train2014/COCO_train2014_*.jpg and <images>/train2017/*.jpg.
+    Both published layouts fit, train2014/COCO_train2014_*.jpg and train2017/*.jpg in `images`.
     Raises DataError that lists the paths tried, or the photos that are not there.
     """
     images, split = Path(images), Path(file).stem.split('_')[-1]
@@ -112,8 +112,10 @@ def find_folder(images, file, records):
             'or pass --set data.images=...'
         )
     # One listing is far quicker than asking for 100,000 files one at a time.
-    listed = {parent: set(os.listdir(folder / parent)) if (folder / parent).is_dir() else ()
-              for parent in {os.path.dirname(record['file_name']) for record in records}}
+    listed = {
+        parent: set(os.listdir(folder / parent)) if (folder / parent).is_dir() else ()
+        for parent in {os.path.dirname(record['file_name']) for record in records}
+    }
     missing = [
         record['file_name']
         for record in records
@@ -261,7 +263,9 @@ def crowd_mask(crowds, height, width):
         region = crowd.get('segmentation')
         if isinstance(region, dict):
             counts = region['counts']
-            rle = rle_mask.frPyObjects(region, height, width) if isinstance(counts, list) else region
+            rle = (
+                rle_mask.frPyObjects(region, height, width) if isinstance(counts, list) else region
+            )
             mask |= rle_mask.decode(rle)
         elif region:
             mask |= rle_mask.decode(rle_mask.merge(rle_mask.frPyObjects(region, height, width)))
