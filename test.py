@@ -4,6 +4,7 @@ python test.py -c run1 -m single              AP of exp/run1 at one scale
 python test.py -c run1 -m multi               at three scales
 python test.py -c run1 --scales 2,1.5,1,0.5   at any list of scales
 python test.py -c run1 --checkpoint best      the best checkpoint instead of the latest
+python test.py -c run1 --vis 20               pictures of predictions beside the truth
 from test import load, multiperson            your own photos, see README.md
 """
 
@@ -13,8 +14,10 @@ import importlib
 import io
 import json
 import sys
+from itertools import zip_longest
 from math import gcd
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,6 +29,7 @@ from data.coco_pose import dp, ref
 from task import pose
 from utils.affine import get_transform, invert, kpt_affine, warp
 from utils.device import choose_device, choose_precision
+from utils.draw import beside, draw_people
 from utils.group import HeatmapParser, adjust
 from utils.run import (
     Run,
@@ -39,6 +43,7 @@ from utils.run import (
 
 STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
 DIVERGED = 10  # a heatmap, trained toward 1, that exceeds this is noise
+VISIBLE = 0.1  # score of the people that pictures show
 
 
 class Predictor:
@@ -295,7 +300,7 @@ def to_coco(people, scores, image_id):
 
 
 def coco_scores(split, ids, detections):
-    """COCO's ten figures by name, and its summary as text (pycocotools, over `ids`)."""
+    """COCO's ten figures by name, its summary as text, and the COCOeval over `ids` itself."""
     content = ref.read_annotations(split.file)
     content['categories'] = [{'id': 1, 'name': 'person'}]
     truth, found = COCO(), COCO()
@@ -314,18 +319,61 @@ def coco_scores(split, ids, detections):
         evaluation.accumulate()
     with contextlib.redirect_stdout(text):
         evaluation.summarize()
-    return dict(zip(STATS, evaluation.stats.tolist(), strict=True)), text.getvalue()
+    return dict(zip(STATS, evaluation.stats.tolist(), strict=True)), text.getvalue(), evaluation
 
 
 def evaluate(func, split, mode='single', scales=None, limit=0):
-    """COCO AP of a Predictor on a split: figures by name, the summary's text, the detections.
+    """COCO AP of a Predictor on a split: figures by name, summary, COCOeval, and the detections.
 
     split: a ref.Split; limit: only its first photos, 0 for all. Raises DataError.
     """
     ids = split.ids[:limit] if limit else split.ids
     detections = predict(func, split, ids, mode, scales)
-    figures, text = coco_scores(split, ids, detections)
-    return figures, text, detections
+    return *coco_scores(split, ids, detections), detections
+
+
+def found_share(evaluation, image_id):
+    """How much of a photo's truth was found, 0 to 1, or None where it shows nobody.
+
+    Of as many best detections as there are people, the share that matches one, averaged over
+    COCO's thresholds of similarity. evaluation: a COCOeval after evaluate().
+    """
+    results = (one for one in evaluation.evalImgs if one and one['image_id'] == image_id)
+    result = next(results, None)  # the first is that of people of all sizes
+    people = int((1 - result['gtIgnore']).sum()) if result else 0
+    if people == 0:
+        return None
+    counted = result['dtMatches'][:, :people] * ~result['dtIgnore'][:, :people]
+    return (counted > 0).sum(1).mean() / people
+
+
+def write_pictures(folder, split, ids, evaluation, detections, count):
+    """Writes `count` photos with predictions beside the truth, the worst and the best in turn."""
+    shares = {image_id: found_share(evaluation, image_id) for image_id in ids}
+    ranked = sorted((i for i in ids if shares[i] is not None), key=shares.get)
+    worst, best = ranked[: count // 2], ranked[::-1][: count - count // 2]
+    best = [image_id for image_id in best if image_id not in worst]
+    kinds = [('best', image_id) for image_id in best], [('worst', image_id) for image_id in worst]
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob('*.jpg'):
+        old.unlink()
+    order = [pair for pairs in zip_longest(*kinds[::-1]) for pair in pairs if pair]
+    for rank, (kind, image_id) in enumerate(order, 1):
+        photo = ref.read_photo(split.path(image_id))
+        found = [d for d in detections if d['image_id'] == image_id and d['score'] > VISIBLE]
+        truth = [a for a in split.annotations if a['image_id'] == image_id and ref.has_people(a)]
+        pictures = [
+            draw_people(photo, joints_of(found), ref.SKELETON, [d['score'] for d in found]),
+            draw_people(photo, joints_of(truth), ref.SKELETON),
+        ]
+        picture = beside(pictures, [f'predicted: {shares[image_id]:.0%} found', 'truth'])
+        name = f'{rank:02d}-{kind}-{shares[image_id]:.2f}-{image_id}.jpg'
+        cv2.imwrite(str(folder / name), picture[..., ::-1])
+
+
+def joints_of(entries):
+    """The keypoints of COCO entries as (P, K, 3)."""
+    return np.array([e['keypoints'] for e in entries], float).reshape(-1, len(ref.PARTS), 3)
 
 
 def parse_scales(text):
@@ -347,6 +395,7 @@ def parse_args():
     parser.add_argument('--checkpoint', choices=['checkpoint', 'best'], default='checkpoint')
     parser.add_argument('--no-refine', action='store_true', help='only the joints that were seen')
     parser.add_argument('--limit', type=int, default=0, help='only the first photos')
+    parser.add_argument('--vis', type=int, metavar='N', help='draw N photos into exp/<name>/vis')
     parser.add_argument('--set', nargs='+', default=[], action='extend', metavar='KEY=VALUE')
     return parser.parse_args()
 
@@ -356,9 +405,16 @@ def main():
     settings = args.set + ['test.refine=False'] * args.no_refine
     func = load(args.exp, args.checkpoint, args.task, settings)
     split = importlib.import_module(func.config['data_provider']).open_valid(func.config)
-    figures, text, detections = evaluate(func, split, args.mode, args.scales, args.limit)
+    figures, text, evaluation, detections = evaluate(
+        func, split, args.mode, args.scales, args.limit
+    )
     print(text, end='')
     run = Run(args.exp)
+    count = func.config['test']['vis'] if args.vis is None else args.vis
+    if count:
+        ids = evaluation.params.imgIds
+        write_pictures(run.folder / 'vis', split, ids, evaluation, detections, count)
+        print(f'{run.folder}/vis: predictions beside the truth, the worst and the best first')
     write_json(run.folder / 'dt.json', detections)
     results_path = run.folder / 'results.json'
     results = json.loads(results_path.read_text()) if results_path.exists() else {}

@@ -154,7 +154,7 @@ class Training:
             f'{len(self.loaders["valid"].dataset):,} for validation\n'
             f'{settings["epochs"]} epochs of {settings["train_iters"]} steps of '
             f'{settings["batchsize"]} images, {dp.worker_count(settings["num_workers"])} workers, '
-            f'learning rate {learning_rate(settings, self.step):g}\n'
+            f'learning rate {settings["learning_rate"]:g}\n'
             f'{where}, {reason}'
         )
         if ref.trains_on_valid(config['data']):
@@ -262,7 +262,7 @@ class Training:
     def measure_ap(self):
         """Single-scale COCO figures on the validation split; changes nothing."""
         func = Predictor(self.task.network, self.config, self.device, self.test_dtype)
-        figures, _, _ = evaluate(func, self.loaders['valid_split'])
+        figures, *_ = evaluate(func, self.loaders['valid_split'])
         return figures
 
     def objective(self, losses):

@@ -70,6 +70,7 @@ __config__ = {
         'refine': True,  # fill in the joints that a person lacks
         'precision': 'auto',  # as in 'train'
         'num_workers': -1,  # as in 'train'
+        'vis': 16,  # photos drawn into exp/<name>/vis, the worst and the best; 0 means none
     },
 }
 

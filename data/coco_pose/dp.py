@@ -181,6 +181,10 @@ def worker_count(setting):
 def start_worker(_):
     """Set-up of a worker process: one thread of OpenCV; the main process decides when to stop."""
     cv2.setNumThreads(1)
+    if not torch.cuda.is_available():
+        # The network's threads wait for one another many times a step: a worker that takes one of
+        # their cores stops them all, while it can well live on the moments that they leave free.
+        os.nice(19)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

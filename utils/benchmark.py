@@ -1,0 +1,420 @@
+"""How fast this machine runs every part of the program, each beside a plain reference.
+
+python -m utils.benchmark                   one table
+python -m utils.benchmark --json out.json   the same figures for machines
+python -m utils.benchmark --device cuda     the network and what follows it on a GPU
+python -m utils.benchmark --quick           without the default network, which takes minutes
+
+Figures are medians; part and reference take turns in one run, so that their ratio holds on a
+machine that is busy with other things. The reference does what the method says one image, joint
+and person at a time.
+"""
+
+import argparse
+import copy
+import json
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from munkres import Munkres
+
+import test
+from data.coco_pose import augment, dp, ref
+from task import pose
+from task.loss import AELoss
+from utils.affine import get_transform, kpt_affine
+from utils.device import choose_device, choose_precision
+from utils.group import COCO_ORDER
+
+GFLOP_512 = 444  # of one forward pass of the default network over one 512 x 512 photo
+K = len(ref.PARTS)
+
+
+def medians(functions, repeats, device):
+    """Median seconds of several functions that take turns, after one call each to warm up."""
+    times = [[] for _ in functions]
+    for turn in range(repeats + 1):
+        for function, seconds in zip(functions, times, strict=True):
+            synchronize(device)
+            start = time.perf_counter()
+            function()
+            synchronize(device)
+            if turn > 0:
+                seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in times]
+
+
+def synchronize(device):
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+# Inputs --------------------------------------------------------------------------------------
+
+
+def drawn_people(count, seed=0, size=512):
+    """`count` people (P, K, 3) of plausible size, each in a box of its own, in a square frame."""
+    rng = np.random.default_rng(seed)
+    columns = int(np.ceil(np.sqrt(count)))
+    cell = size / columns
+    corners = np.array([(i % columns, i // columns) for i in range(count)])[:, None] * cell
+    points = corners + rng.uniform(0.05, 0.95, (count, K, 2)) * cell
+    # Some joints of everybody are hidden, as in photos.
+    visible = 2 * (rng.random((count, K, 1)) < 0.7)
+    return np.concatenate([points, visible], 2)
+
+
+def drawn_outputs(people_input, sides, seed=0):
+    """What a trained network would answer: per scale (2, C, R, R), the photo and its mirror."""
+    rng = np.random.default_rng(seed)
+    outputs = []
+    for side in sides:
+        R = side // 4
+        passes = []
+        for mirrored in (False, True):
+            people = people_input.copy()
+            people[..., :2] *= R / 512
+            if mirrored:
+                people = people[:, list(ref.FLIP)]
+                people[..., 0] = R - people[..., 0]
+            det = 0.9 * dp.GenerateHeatmap(R, K)(people) + rng.uniform(0, 0.05, (K, R, R))
+            tag = rng.normal(0, 1, (K, R // 8, R // 8))
+            tag = np.stack([cv2.resize(one, (R, R)) for one in tag])
+            pixels, inside = dp.pixels_of(people, R)
+            for p, k in np.argwhere(inside):
+                x, y = pixels[p, k]
+                tag[k, max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] = 3 * p
+            passes.append(np.concatenate([det, tag]))
+        outputs.append(torch.from_numpy(np.stack(passes)).float())
+    return outputs
+
+
+def photo_split(folder):
+    """A ref.Split of one 640 x 480 photo with three people and a crowd, written into `folder`."""
+    rng = np.random.default_rng(0)
+    photo = cv2.resize(rng.integers(0, 255, (30, 40, 3), np.uint8), (640, 480))
+    noise = rng.integers(-12, 12, photo.shape)
+    photo = np.clip(photo + noise, 0, 255).astype(np.uint8)
+    cv2.imwrite(str(Path(folder) / '1.jpg'), photo)
+    annotations = [
+        {'image_id': 1, 'iscrowd': 0, 'num_keypoints': 12, 'area': 5000 + i,
+         'keypoints': (person * [1, 0.9, 1]).flatten().tolist()}
+        for i, person in enumerate(drawn_people(3))
+    ]  # fmt: skip
+    annotations.append(
+        {'image_id': 1, 'iscrowd': 1, 'num_keypoints': 0, 'area': 900, 'keypoints': [0] * 3 * K,
+         'segmentation': {'size': [480, 640], 'counts': [0, 20 * 480, 620 * 480]}}
+    )  # fmt: skip
+    record = {'id': 1, 'file_name': '1.jpg', 'width': 640, 'height': 480}
+    return ref.Split('', Path(folder), [1], {1: record}, annotations)
+
+
+# References: the method, one thing at a time ------------------------------------------------------
+
+
+def plain_sample(path, people, config, rng):
+    """A training sample: read, warp, mask, targets, colour, each as a pass over whole arrays."""
+    settings, ranges = config['train'], config['augmentation']
+    photo = cv2.imread(str(path))[:, :, ::-1]
+    height, width = photo.shape[:2]
+    geometry = augment.jittered(height, width, ranges, rng)
+    matrices = [
+        get_transform(geometry[0], geometry[1], (res, res), geometry[2])[:2]
+        for res in (settings['input_res'], settings['output_res'])
+    ]
+    R = settings['output_res']
+    image = cv2.warpAffine(photo, matrices[0], (settings['input_res'],) * 2).astype(float) / 255
+    mask = np.ones((height, width))
+    mask[:, :20] = 0
+    mask = cv2.warpAffine((mask * 255).astype(np.uint8), matrices[1], (R, R)) / 255 > 0.5
+    people = people.copy()
+    people[..., :2] = kpt_affine(people[..., :2], matrices[1])
+    sigma = R / 64
+    rows, cols = np.mgrid[:R, :R]
+    heatmaps = np.zeros((K, R, R))
+    for person in people:
+        for k, (x, y, v) in enumerate(person):
+            if v > 0 and 0 <= x < R and 0 <= y < R:
+                far = (cols - int(x)) ** 2 + (rows - int(y)) ** 2
+                heatmaps[k] = np.maximum(heatmaps[k], np.exp(-far / (2 * sigma**2)))
+    hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
+    hsv[:, :, 0] = np.mod(hsv[:, :, 0] + rng.uniform(-72, 72), 360)
+    hsv[:, :, 1] = np.clip(hsv[:, :, 1] * rng.uniform(0.5, 1.5), 0, 1)
+    image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) + rng.uniform(-0.3, 0.3)
+    mean = image.mean(2, keepdims=True)
+    image = np.clip((image - mean) * rng.uniform(0.5, 1.5) + mean, 0, 1)
+    return image.astype(np.float32), mask, heatmaps.astype(np.float32)
+
+
+def plain_tag_loss(tags, keypoints):
+    """push + pull, summed over images, with a loop for every joint, person and pair."""
+    total = 0
+    for tag, people in zip(tags, keypoints, strict=True):
+        means, pulls = [], []
+        for person in people:
+            joints = [tag[index] for index, visible in person if visible]
+            if joints:
+                mean = sum(joints) / len(joints)
+                pulls.append(sum((joint - mean) ** 2 for joint in joints) / len(joints))
+                means.append(mean)
+        if pulls:
+            total = total + sum(pulls) / len(pulls)
+        pairs = [torch.exp(-((a - b) ** 2)) for i, a in enumerate(means) for b in means[:i]]
+        if pairs:
+            total = total + 0.5 * sum(pairs) / len(pairs)
+    return total
+
+
+def plain_find_people(preds, scales, settings):
+    """Merge, peaks, grouping and refining, in loops over joints, people and whole planes."""
+    flip = list(ref.FLIP)
+    preds = [pred.numpy() for pred in preds]
+    R = preds[0].shape[2]
+    det, tags = 0, []
+    for pred, scale in zip(preds, scales, strict=True):
+        mirrored = pred[1][:, :, ::-1]
+        both = pred[0][:K] + mirrored[:K][flip]
+        det = det + np.stack([cv2.resize(one, (R, R)) for one in both])
+        if scale == 1:
+            for one in (pred[0][K : 2 * K], mirrored[K : 2 * K][flip]):
+                tags.append(np.stack([cv2.resize(plane, (R, R)) for plane in one]))
+    det = np.minimum(det / len(preds) / 2, 1)
+    tag = np.stack(tags, 3)
+    people = []
+    for k in COCO_ORDER:
+        peaks = (det[k] == cv2.dilate(det[k], np.ones((3, 3)))) & (
+            det[k] > settings['detection_val']
+        )
+        rows, cols = np.nonzero(peaks)
+        order = np.argsort(-det[k][rows, cols], kind='stable')[: settings['max_num_people']]
+        found = [(x, y, det[k, y, x], *tag[k, y, x]) for y, x in zip(rows[order], cols[order])]
+        joined = {}
+        if people and found:
+            cost = []
+            for candidate in found:
+                gaps = [
+                    np.sqrt(np.mean((candidate[3:] - np.mean([j[3:] for j in p.values()], 0)) ** 2))
+                    for p in people
+                ]
+                cost.append([(100 * round(g) - candidate[2] + 0.001 * g * g, g) for g in gaps])
+            for i, j in Munkres().compute([[c for c, _ in row] for row in cost]):
+                if cost[i][j][1] < settings['tag_val']:
+                    joined[i] = people[j]
+        for i, candidate in enumerate(found):
+            if i in joined:
+                joined[i][k] = candidate
+            elif len(people) < settings['max_num_people']:
+                people.append({k: candidate})
+    for person in people:
+        mean = np.mean([joint[3:] for joint in person.values()], 0)
+        for k in range(K):
+            distance = np.round(np.sqrt(((tag[k] - mean) ** 2).sum(2)))
+            y, x = np.unravel_index(np.argmax(det[k] - distance), (R, R))
+            person.setdefault(k, (x, y, max(det[k, y, x], 1e-3), *mean))
+    return people
+
+
+# Parts ------------------------------------------------------------------------------------------
+
+
+def bench_sample(config, repeats, device):
+    """One training sample on one core."""
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        split = photo_split(folder)
+        dataset = dp.Dataset(split, config['train'], config['augmentation'])
+        people = np.array(dataset.people[1], float)
+        rng = np.random.default_rng(0)
+        ours, plain = medians(
+            [lambda: dataset[0, 0], lambda: plain_sample(split.path(1), people, config, rng)],
+            repeats, device,
+        )  # fmt: skip
+    return [row('training sample at 512, one core', ours, plain, wanted=0.008)]
+
+
+def bench_tag_loss(repeats, device):
+    """Tag loss, forward and backward, 8 images after 4 stacks, with more and more people."""
+    rows = []
+    R = 128
+    generator = torch.Generator().manual_seed(0)
+    tags = torch.randn(32, K * R * R, generator=generator).to(device).requires_grad_()
+    for people in (1, 3, 10, 30):
+        keypoints = torch.zeros(32, 30, K, 2, dtype=torch.int64)
+        keypoints[:, :people, :, 0] = torch.randint(K * R * R, (32, people, K), generator=generator)
+        keypoints[:, :people, :, 1] = 1
+        keypoints = keypoints.to(device)
+
+        def ours(keypoints=keypoints):
+            push, pull = AELoss()(tags, keypoints)
+            return torch.autograd.grad(push.sum() + pull.sum(), tags)
+
+        def plain(keypoints=keypoints):
+            return torch.autograd.grad(plain_tag_loss(tags, keypoints.tolist()), tags)
+
+        count = repeats if people < 30 else min(repeats, 5)
+        mine, reference = medians([ours, plain], count, device)
+        rows.append(
+            row(f'tag loss, 8 images x 4 stacks, {people} people', mine, reference, wanted=0.01)
+        )
+    return rows
+
+
+def bench_after_network(config, repeats, device):
+    """Everything from the network's outputs to people in image pixels."""
+    rows = []
+    for mode, wanted in (('single', {10: 0.015, 30: 0.025}), ('multi', {10: 0.06, 30: 0.06})):
+        scales = config['test']['scales'][mode]
+        frames = test.input_frames(512, 512, config, scales)
+        for people in (1, 3, 10, 30):
+            preds = drawn_outputs(drawn_people(people), [res[0] for res, _ in frames])
+            on_device = [pred.to(device) for pred in preds]
+            ours, plain = medians(
+                [lambda: test.find_people(on_device, frames, scales, config),
+                 lambda: plain_find_people(preds, scales, config['test'])],
+                repeats, device,
+            )  # fmt: skip
+            name = f'after the network, {mode}, {people} people'
+            rows.append(row(name, ours, plain, wanted.get(people)))
+    return rows
+
+
+def bench_network(config, repeats, device):
+    """The default network, forward and in training, in both precisions."""
+    rows, task = [], pose.make_network(config).to(device)
+    limits = {}
+    for name, dtype in (('fp32', torch.float32), ('bf16', torch.bfloat16)):
+        matrix = torch.rand(4096, 4096, device=device).to(dtype)
+        (seconds,) = medians([lambda matrix=matrix: matrix @ matrix], repeats, device)
+        limits[name] = 2 * 4096**3 / seconds / 1e9
+    for side, count in ((256, 1), (512, 1), (512, 4), (1024, 1)):
+        images = torch.rand(2 * count, side, side, 3)
+        functions = [
+            lambda dtype=dtype, images=images: test.Predictor(task.network, config, device, dtype)(
+                images
+            )
+            for dtype in (torch.float32, torch.bfloat16)
+        ]
+        for name, seconds in zip(limits, medians(functions, repeats, device), strict=True):
+            rate = 2 * count * GFLOP_512 * (side / 512) ** 2 / seconds
+            wanted = {'fp32': 4.7, 'bf16': 2.1}[name] if (side, count) == (512, 1) else None
+            entry = row(f'network, {count} photo + mirror at {side}, {name}', seconds, None, wanted)
+            entry['note'] = f'{rate:.0f} GFLOP/s; matrix product {limits[name]:.0f}'
+            rows.append(entry)
+    optimizer = torch.optim.Adam(task.parameters(), fused=True)
+    for B in (1, 2):
+        batch = training_batch(B, 512)
+        batch = {key: value.to(device) for key, value in batch.items()}
+        for name, dtype in (('fp32', torch.float32), ('bf16', torch.bfloat16)):
+
+            def step(dtype=dtype, batch=batch):
+                losses = task(**batch, dtype=dtype)
+                optimizer.zero_grad()
+                sum(loss.mean() for loss in losses.values()).backward()
+                optimizer.step()
+
+            (seconds,) = medians([step], repeats, device)
+            wanted = {'fp32': 16.5, 'bf16': 7.5}[name] if B == 2 else None
+            entry = row(f'training step, batch {B} at 512, {name}', seconds, None, wanted)
+            entry['note'] = f'{B / seconds:.2f} images/s'
+            rows.append(entry)
+    return rows
+
+
+def training_batch(B, side):
+    """Random inputs of a training step: three people in each of B images."""
+    R = side // 4
+    people = [drawn_people(3, seed, R) for seed in range(B)]
+    refs = dp.KeypointsRef(30, K)
+    heatmaps = dp.GenerateHeatmap(R, K)
+    return {
+        'imgs': torch.rand(B, side, side, 3),
+        'masks': torch.ones(B, R, R),
+        'keypoints': torch.from_numpy(np.stack([refs(person, R) for person in people])),
+        'heatmaps': torch.from_numpy(np.stack([heatmaps(person) for person in people])),
+    }
+
+
+def row(part, seconds, reference=None, wanted=None):
+    """One line of the table, in seconds."""
+    ratio = reference / seconds if reference else None
+    return {
+        'part': part,
+        'seconds': seconds,
+        'reference': reference,
+        'ratio': ratio,
+        'wanted': wanted,
+    }
+
+
+def show(seconds):
+    """Seconds as text, in the unit that suits them."""
+    if seconds is None:
+        return ''
+    return f'{seconds:.2f} s' if seconds >= 1 else f'{1000 * seconds:.3g} ms'
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--device', default=str(choose_device()))
+    parser.add_argument('--json', metavar='FILE')
+    parser.add_argument('--quick', action='store_true')
+    parser.add_argument('--repeats', type=int, default=5)
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    config = copy.deepcopy(pose.__config__)
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else processor()
+    _, precision = choose_precision('auto', device)
+    print(f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {precision}')
+    print(f'{"part":46} {"median":>9} {"wanted":>9} {"reference":>10} {"ratio":>7}')
+    rows = []
+    parts = [
+        lambda: bench_sample(config, 4 * args.repeats, device),
+        lambda: bench_tag_loss(args.repeats, device),
+        lambda: bench_after_network(config, args.repeats, device),
+    ]
+    parts += [] if args.quick else [lambda: bench_network(config, args.repeats, device)]
+    for part in parts:
+        for entry in part():
+            rows.append(entry)
+            ratio = f'{entry["ratio"]:.1f} x' if entry['ratio'] else ''
+            print(
+                f'{entry["part"]:46} {show(entry["seconds"]):>9} {show(entry["wanted"]):>9} '
+                f'{show(entry["reference"]):>10} {ratio:>7} {entry.get("note", "")}'.rstrip(),
+                flush=True,
+            )
+    if device.type == 'cuda':
+        peak = torch.cuda.max_memory_allocated(device)
+    else:  # kilobytes, but on a Mac bytes
+        unit = 1 if platform.system() == 'Darwin' else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(f'peak memory {peak / 2**30:.1f} GiB')
+    if args.json:
+        figures = {
+            'machine': name,
+            'torch': str(torch.__version__),
+            'rows': rows,
+            'peak_bytes': peak,
+        }
+        Path(args.json).write_text(json.dumps(figures, indent=2) + '\n')
+
+
+def processor():
+    """The name of the CPU."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        return next(line.split(':')[1].strip() for line in lines if 'model name' in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == '__main__':
+    main()
