@@ -247,7 +247,10 @@ class Photos(torch.utils.data.Dataset):
         """Photo numbers in batches of equal input size."""
         groups = {}
         for i, record in enumerate(self.records):
-            frames = input_frames(record['height'], record['width'], self.config, self.scales)
+            # A square input fits photos of any size, also of one that no record tells.
+            square = self.config['test']['square']
+            height, width = (1, 1) if square else (record['height'], record['width'])
+            frames = input_frames(height, width, self.config, self.scales)
             groups.setdefault(frames[0][0], []).append(i)
         return [same[i : i + size] for same in groups.values() for i in range(0, len(same), size)]
 

@@ -20,15 +20,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-KEYPOINTS = (
-    'nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow '
-    'right_elbow left_wrist right_wrist left_hip right_hip left_knee right_knee left_ankle '
-    'right_ankle'
-).split()
-SKELETON = (
-    (16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9),
-    (8, 10), (9, 11), (2, 3), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7),
-)  # fmt: skip
+from data.coco_pose import dp, ref
+
+CACHE = Path('data/cache')
+VERSION = 1  # of the drawings: a change of it has the sets in the cache drawn anew
+SPLITS = ('train2017', 'val2017')
+
 FINE = 2  # drawn this many times finer than the picture, then averaged
 HEAD, TRUNK, ARM, FOREARM, THIGH, SHIN = 1, 2, 3, 5, 7, 9  # of limbs the left; the right is 1 more
 FOREGROUND = 255  # in the map of who owns a pixel: 0 nobody, then the people from 1
@@ -337,7 +334,7 @@ def _try_figure(rng, tall, horizon, eye, shape, others):
     height, width = shape[0] / FINE, shape[1] / FINE
     figure = _figure(rng, tall)
     (left, top), (right, bottom) = figure['box']
-    meet, cut = bool(others) and rng.random() < 0.5, rng.random() < 0.2
+    meet, cut = bool(others) and rng.random() < 0.25, rng.random() < 0.2
     if meet:
         low, high = others[rng.integers(len(others))]['box'][:, 0]
         reach = (right - left + high - low) / 2 * rng.uniform(0.3, 0.9)
@@ -378,10 +375,10 @@ def _arrange(rng, shape, horizon, people):
     """People from the farthest to the nearest."""
     eye = rng.uniform(0.55, 0.85)
     count = int(rng.integers(people[0], people[1], endpoint=True))
-    high = 1.0 if count < 3 else 0.85
+    high = 1.05 if count < 3 else 0.95
     for _ in range(20):
         figures = []
-        for tall in np.sort(rng.uniform(0.45, high, count)) * shape[0] / FINE:
+        for tall in np.sort(rng.uniform(0.6, high, count)) * shape[0] / FINE:
             tries = (_try_figure(rng, tall, horizon, eye, shape, figures) for _ in range(12))
             figures += filter(None, [next(filter(None, tries), None)])
         if len(figures) >= people[0]:
@@ -582,7 +579,8 @@ def _draw_set(folder, info):
             'info': info, 'licenses': [], 'images': [], 'annotations': [],
             'categories': [{
                 'id': 1, 'name': 'person', 'supercategory': 'person',
-                'keypoints': KEYPOINTS, 'skeleton': SKELETON,
+                'keypoints': ref.PARTS,
+                'skeleton': [(a + 1, b + 1) for a, b in ref.SKELETON],
             }],
         }  # fmt: skip
         for index in range(number):
@@ -654,8 +652,8 @@ def make(folder, pictures=(2000, 200), size=256, people=(1, 4), seed=0):
     """
     folder = Path(folder).absolute()
     info = {
-        'description': 'Drawn people in the format of COCO keypoints',
-        'pictures': dict(zip(('train2017', 'val2017'), map(int, pictures), strict=True)),
+        'description': 'Drawn people in the format of COCO keypoints', 'version': VERSION,
+        'pictures': dict(zip(SPLITS, map(int, pictures), strict=True)),
         'size': int(size), 'people': [int(number) for number in people], 'seed': int(seed),
     }  # fmt: skip
     if folder.exists() and any(folder.iterdir()):
@@ -678,3 +676,32 @@ def make(folder, pictures=(2000, 200), size=256, people=(1, 4), seed=0):
                 raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def located(config):
+    """The config with the paths of the data set of its `data.drawn`, which is made on first use.
+
+    Raises DataError where the folder holds something else.
+    """
+    drawn = config['data']['drawn']
+    numbers = (*drawn['pictures'], drawn['size'], *drawn['people'], drawn['seed'], VERSION)
+    folder = CACHE / ('people-' + '-'.join(map(str, numbers)))
+    if not folder.exists():
+        print(f'drawing {sum(drawn["pictures"]):,} pictures into {folder}', flush=True)
+    try:
+        make(folder, **drawn)
+    except FileExistsError as error:
+        raise ref.DataError(f'{error}; remove it, and it is drawn again') from None
+    train, valid = (str(folder / f'annotations/person_keypoints_{split}.json') for split in SPLITS)
+    paths = {'images': str(folder / 'images'), 'annotations': train, 'valid_annotations': valid}
+    return config | {'data': config['data'] | paths}
+
+
+def open_valid(config):
+    """As `data.coco_pose.dp.open_valid`, on drawn people."""
+    return dp.open_valid(located(config))
+
+
+def init(config, samples_done=0):
+    """As `data.coco_pose.dp.init`, on drawn people."""
+    return dp.init(located(config), samples_done)
