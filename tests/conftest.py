@@ -3,6 +3,7 @@
 import json
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from task import pose
 from utils.run import apply_settings
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 60  # seconds for one test
 # A network and a training of a second or two.
 TINY = (
     'model.nstack=1',
@@ -37,6 +39,20 @@ TINY = (
     'test.num_workers=0',
     'test.precision=fp32',
 )
+
+
+@pytest.fixture(autouse=True)
+def patience():
+    """A test that hangs fails: loaders have processes, which may wait for ever."""
+
+    def stop(number, frame):
+        raise TimeoutError(f'no end after {PATIENCE} seconds')
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(PATIENCE)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
@@ -215,7 +231,7 @@ def make_coco(tmp_path):
         crowd=None,
         kind='jpg',
         inside=False,
-        first_id=1001,
+        first_id=900001,
     ):
         """The number of people in each training photo and in each photo of the validation split.
 

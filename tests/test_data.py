@@ -60,18 +60,18 @@ def dataset(coco, configure, *settings):
 
 @pytest.mark.parametrize('R', [16, 64, 128])
 def test_the_peak_of_a_heatmap_is_the_joint(R):
-    people = random_people(np.random.default_rng(0), 1, R)
-    heatmaps = GenerateHeatmap(R, 17)(people)
-    assert heatmaps.shape == (17, R, R) and heatmaps.dtype == np.float32
-    drawn = 0
-    for heatmap, (x, y, v) in zip(heatmaps, people[0], strict=True):
-        if v > 0 and 0 <= x < R and 0 <= y < R:
-            row, col = np.unravel_index(heatmap.argmax(), heatmap.shape)
-            assert (col, row) == (int(x), int(y)) and heatmap.max() == 1
-            drawn += 1
-        elif v == 0 or not (-1 < x < R and -1 < y < R):
-            assert not heatmap.any()
-    assert drawn > 5
+    draw, drawn = GenerateHeatmap(R, 17), 0
+    for person in random_people(np.random.default_rng(0), 4, R):
+        heatmaps = draw(person[None])
+        assert heatmaps.shape == (17, R, R) and heatmaps.dtype == np.float32
+        for heatmap, (x, y, v) in zip(heatmaps, person, strict=True):
+            if v > 0 and 0 <= x < R and 0 <= y < R:
+                row, col = np.unravel_index(heatmap.argmax(), heatmap.shape)
+                assert (col, row) == (int(x), int(y)) and heatmap.max() == 1
+                drawn += 1
+            elif v == 0 or not (-1 < x < R and -1 < y < R):
+                assert not heatmap.any()
+    assert drawn > 10
 
 
 def test_a_heatmap_is_a_gaussian_cut_to_its_window():
@@ -192,7 +192,8 @@ def test_joints_move_with_the_picture(make_coco, configure, change):
         for channel, name in enumerate(names):
             if not seen[name]:
                 continue
-            row, col = np.unravel_index(sample['heatmaps'][ref.PARTS.index(name)].argmax(), (64, 64))
+            heatmap = sample['heatmaps'][ref.PARTS.index(name)]
+            row, col = np.unravel_index(heatmap.argmax(), (64, 64))
             if not (3 <= row < 61 and 3 <= col < 61):
                 continue  # the dot is cut by the edge
             ys, xs = np.nonzero(sample['imgs'][..., channel] > 0.5)
@@ -201,7 +202,7 @@ def test_joints_move_with_the_picture(make_coco, configure, change):
             assert abs(ys.mean() + 0.5 - (4 * row + 2)) <= 3
             moved.add((name, int(row), int(col)))
     assert mirrored == 12 if change.get('mirror') == 1 else (mirrored > 0) == ('mirror' in change)
-    assert len(moved) > 10 or change == {'mirror': 1.0}
+    assert len(moved) > 6 or change == {'mirror': 1.0}
 
 
 def test_joints_move_with_the_picture_to_a_fraction_of_a_pixel():
@@ -214,7 +215,8 @@ def test_joints_move_with_the_picture_to_a_fraction_of_a_pixel():
                    cv2.LINE_AA, 4)  # fmt: skip
         people = np.zeros((1, 17, 3), np.float32)
         people[0, 5] = x, y, 2
-        geometry = (rng.uniform((150, 110), (170, 130)), rng.uniform(1.2, 2.0), rng.uniform(-30, 30))
+        center = rng.uniform((150, 110), (170, 130))
+        geometry = (center, rng.uniform(1.2, 2.0), rng.uniform(-30, 30))
         photo, mask, people = warp_sample(photo, None, people, geometry, 256, 64)
         joint = 5
         if turn % 2:
@@ -232,9 +234,9 @@ def test_a_mirror_of_a_mirror_changes_nothing():
     flip = list(ref.FLIP)
     twice = mirror(*mirror(photo, mask, people, flip), flip)
     for before, after in zip((photo, mask, people), twice, strict=True):
-        np.testing.assert_allclose(after, before, rtol=1e-6)
+        np.testing.assert_allclose(after, before, atol=1e-5)
     once = mirror(photo, mask, people, flip)[2]
-    np.testing.assert_allclose(once[:, 9, 0], 16 - people[:, 10, 0], rtol=1e-6)  # wrists
+    np.testing.assert_allclose(once[:, 9, 0], 16 - people[:, 10, 0], atol=1e-5)  # wrists
     np.testing.assert_array_equal(once[:, 0, 1:], people[:, 0, 1:])
 
 
@@ -391,13 +393,13 @@ def test_training_and_validation_do_not_overlap(make_coco, configure):
 def test_another_file_validates_as_a_whole(make_coco, configure):
     """Its images leave training where they are in both files, and the published ids stay."""
     coco = make_coco(people=(1, 1, 1), valid=(1, 1))
-    other = make_coco(name='other', split='val2017', people=(1, 0, 1), valid=(), first_id=1003)
+    other = make_coco(name='other', split='val2017', people=(1, 0, 1), valid=(), first_id=900003)
     config = configure(*coco.settings, f'data.valid_annotations={other.annotations}',
                        f'data.valid_images={other.images}')  # fmt: skip
     loaders = init(config)
-    assert loaders['valid_split'].ids == [1003, 1004, 1005]
-    assert loaders['train'].dataset.ids == [1001, 1002, *coco.valid_ids]
-    assert loaders['valid_split'].path(1003) == other.path(1003)
+    assert loaders['valid_split'].ids == [900003, 900004, 900005]
+    assert loaders['train'].dataset.ids == [900001, 900002, *coco.valid_ids]
+    assert loaders['valid_split'].path(900003) == other.path(900003)
 
 
 def test_a_file_may_validate_on_itself(make_coco, configure):
@@ -414,7 +416,9 @@ def test_photos_of_all_kinds(make_coco, configure, kind):
     photo = ref.read_photo(coco.path(coco.train_ids[0]))
     wanted = cv2.imread(str(plain.path(plain.train_ids[0])), cv2.IMREAD_COLOR_RGB)
     if kind == 'grey':
-        wanted = np.repeat(cv2.imread(str(coco.path(1001)), cv2.IMREAD_UNCHANGED)[..., None], 3, 2)
+        wanted = np.repeat(
+            cv2.imread(str(coco.path(900001)), cv2.IMREAD_UNCHANGED)[..., None], 3, 2
+        )
     assert photo.shape == (80, 100, 3) and photo.dtype == np.uint8
     np.testing.assert_array_equal(photo, wanted)
     assert next(iter(init(configure(*coco.settings))['train']))['problem'] == ['', '']

@@ -54,7 +54,10 @@ class HeatmapParser:
         Sorted by image, joint and falling value; at most max_num_people for each joint.
         """
         B, K, H, W = det.shape
-        highest = F.max_pool2d(det, 3, stride=1, padding=1)
+        # Rows, then columns: on a CPU many times faster than a general pooling.
+        padded = F.pad(det, (1, 1, 1, 1), value=-torch.inf)
+        across = torch.maximum(padded[..., :-2], padded[..., 2:]).maximum(padded[..., 1:-1])
+        highest = torch.maximum(across[:, :, :-2], across[:, :, 2:]).maximum(across[:, :, 1:-1])
         pixels = ((det == highest) & (det > self.detection_val)).nonzero()  # (N, 4)
         values = det[tuple(pixels.T)]
         pixels = pixels[values.sort(descending=True, stable=True).indices]
