@@ -37,6 +37,7 @@ from utils.run import (
     apply_settings,
     check_config,
     load_network,
+    load_task,
     read_checkpoint,
     write_json,
 )
@@ -81,7 +82,7 @@ def load(name, which='checkpoint', task='pose', settings=()):
     path = run.require(which)
     config = apply_settings(run.config(task), settings)
     check_config(config, len(ref.PARTS))
-    network = pose.make_network(config).network
+    network = load_task(config['run']['task']).make_network(config).network
     load_network(network, read_checkpoint(path)['state_dict'], path)
     device = choose_device()
     dtype, _ = choose_precision(config['test']['precision'], device)

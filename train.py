@@ -110,11 +110,8 @@ class Training:
         """Builds everything before anything is written. Raises UserError and DataError."""
         self.run, self.config, self.settings = run, config, config['train']
         self.device = choose_device()
-        try:
-            self.dtype, reason = choose_precision(self.settings['precision'], self.device)
-            self.test_dtype, _ = choose_precision(config['test']['precision'], self.device)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        self.dtype, reason = choose_precision(self.settings['precision'], self.device)
+        self.test_dtype, _ = choose_precision(config['test']['precision'], self.device)
         checkpoint = checkpoint or {}
         self.step, self.epoch = checkpoint.get('step', 0), checkpoint.get('epoch', 0)
         self.samples = checkpoint.get('samples', 0)  # training images drawn so far

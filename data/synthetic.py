@@ -511,7 +511,7 @@ def draw_picture(rng, size, people):
         has `overlaps` besides, whether the full figure shares pixels with another one.
     """
     short = int(round(size * 0.75))
-    sides = ((short, size), (size, short), (size, size))[rng.choice(3, p=(0.4, 0.35, 0.25))]
+    sides = ((short, size), (size, short), (size, size))[rng.choice(3, p=(0.15, 0.45, 0.4))]
     height, width = sides
     shape = (height * FINE, width * FINE)
     horizon = rng.uniform(0.18, 0.5) * height

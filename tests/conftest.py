@@ -19,7 +19,7 @@ from task import pose
 from utils.run import apply_settings
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 60  # seconds for one test
+PATIENCE = 120  # seconds for one test
 # A network and a training of a second or two.
 TINY = (
     'model.nstack=1',

@@ -18,6 +18,7 @@ import resource
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -154,15 +155,15 @@ def plain_sample(path, people, config, rng):
 
 
 def plain_tag_loss(tags, keypoints):
-    """push + pull, summed over images, with a loop for every joint, person and pair."""
+    """push + pull, summed over images, with a loop for every person and every pair of people."""
     total = 0
     for tag, people in zip(tags, keypoints, strict=True):
         means, pulls = [], []
         for person in people:
-            joints = [tag[index] for index, visible in person if visible]
-            if joints:
-                mean = sum(joints) / len(joints)
-                pulls.append(sum((joint - mean) ** 2 for joint in joints) / len(joints))
+            joints = tag[[index for index, visible in person if visible]]
+            if len(joints) > 0:
+                mean = joints.mean()
+                pulls.append(((joints - mean) ** 2).mean())
                 means.append(mean)
         if pulls:
             total = total + sum(pulls) / len(pulls)
@@ -194,7 +195,10 @@ def plain_find_people(preds, scales, settings):
         )
         rows, cols = np.nonzero(peaks)
         order = np.argsort(-det[k][rows, cols], kind='stable')[: settings['max_num_people']]
-        found = [(x, y, det[k, y, x], *tag[k, y, x]) for y, x in zip(rows[order], cols[order])]
+        found = [
+            (x, y, det[k, y, x], *tag[k, y, x])
+            for y, x in zip(rows[order], cols[order], strict=True)
+        ]
         joined = {}
         if people and found:
             cost = []
@@ -275,53 +279,75 @@ def bench_after_network(config, repeats, device):
         for people in (1, 3, 10, 30):
             preds = drawn_outputs(drawn_people(people), [res[0] for res, _ in frames])
             on_device = [pred.to(device) for pred in preds]
-            ours, plain = medians(
-                [lambda: test.find_people(on_device, frames, scales, config),
-                 lambda: plain_find_people(preds, scales, config['test'])],
-                repeats, device,
-            )  # fmt: skip
+            functions = [
+                partial(test.find_people, on_device, frames, scales, config),
+                partial(plain_find_people, preds, scales, config['test']),
+            ]
+            ours, plain = medians(functions, repeats, device)
             name = f'after the network, {mode}, {people} people'
             rows.append(row(name, ours, plain, wanted.get(people)))
     return rows
 
 
+PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16}
+
+
 def bench_network(config, repeats, device):
-    """The default network, forward and in training, in both precisions."""
-    rows, task = [], pose.make_network(config).to(device)
+    """The default network forward: both precisions at 512, then how `auto` grows."""
+    rows, network = [], pose.make_network(config).network.to(device)
+    auto = 'bf16' if choose_precision('auto', device)[0] == torch.bfloat16 else 'fp32'
+    wanted = {'fp32': 4.7, 'bf16': 2.1}
     limits = {}
-    for name, dtype in (('fp32', torch.float32), ('bf16', torch.bfloat16)):
+    for name, dtype in PRECISIONS.items():
         matrix = torch.rand(4096, 4096, device=device).to(dtype)
-        (seconds,) = medians([lambda matrix=matrix: matrix @ matrix], repeats, device)
+        (seconds,) = medians([partial(torch.matmul, matrix, matrix)], repeats, device)
         limits[name] = 2 * 4096**3 / seconds / 1e9
-    for side, count in ((256, 1), (512, 1), (512, 4), (1024, 1)):
+    for side, count, names in (
+        (512, 1, ('fp32', 'bf16')),
+        (256, 1, (auto,)),
+        (512, 2, (auto,)),
+        (1024, 1, (auto,)),
+    ):
         images = torch.rand(2 * count, side, side, 3)
         functions = [
-            lambda dtype=dtype, images=images: test.Predictor(task.network, config, device, dtype)(
-                images
-            )
-            for dtype in (torch.float32, torch.bfloat16)
+            partial(test.Predictor(network, config, device, PRECISIONS[name]), images)
+            for name in names
         ]
-        for name, seconds in zip(limits, medians(functions, repeats, device), strict=True):
+        for name, seconds in zip(names, medians(functions, repeats, device), strict=True):
             rate = 2 * count * GFLOP_512 * (side / 512) ** 2 / seconds
-            wanted = {'fp32': 4.7, 'bf16': 2.1}[name] if (side, count) == (512, 1) else None
-            entry = row(f'network, {count} photo + mirror at {side}, {name}', seconds, None, wanted)
-            entry['note'] = f'{rate:.0f} GFLOP/s; matrix product {limits[name]:.0f}'
+            usual = wanted[name] if (side, count) == (512, 1) else None
+            entry = row(f'network, {count} photo + mirror at {side}, {name}', seconds, None, usual)
+            entry['note'] = (
+                f'{rate:.0f} GFLOP/s, matrix product {limits[name]:.0f}; '
+                f'{count / seconds:.2f} photos/s'
+            )
             rows.append(entry)
+    return rows
+
+
+def bench_training(config, repeats, device):
+    """Whole steps of the default network at 512."""
+    rows, task = [], pose.make_network(config).to(device)
+    auto = 'bf16' if choose_precision('auto', device)[0] == torch.bfloat16 else 'fp32'
+    wanted = {'fp32': 16.5, 'bf16': 7.5}
     optimizer = torch.optim.Adam(task.parameters(), fused=True)
-    for B in (1, 2):
-        batch = training_batch(B, 512)
-        batch = {key: value.to(device) for key, value in batch.items()}
-        for name, dtype in (('fp32', torch.float32), ('bf16', torch.bfloat16)):
 
-            def step(dtype=dtype, batch=batch):
-                losses = task(**batch, dtype=dtype)
-                optimizer.zero_grad()
-                sum(loss.mean() for loss in losses.values()).backward()
-                optimizer.step()
+    def step(batch, dtype):
+        losses = task(**batch, dtype=dtype)
+        optimizer.zero_grad()
+        sum(loss.mean() for loss in losses.values()).backward()
+        optimizer.step()
 
-            (seconds,) = medians([step], repeats, device)
-            wanted = {'fp32': 16.5, 'bf16': 7.5}[name] if B == 2 else None
-            entry = row(f'training step, batch {B} at 512, {name}', seconds, None, wanted)
+    for B, names in ((2, ('fp32', 'bf16')), (1, (auto,))):
+        batch = {key: value.to(device) for key, value in training_batch(B, 512).items()}
+        functions = [partial(step, batch, PRECISIONS[name]) for name in names]
+        for name, seconds in zip(names, medians(functions, repeats, device), strict=True):
+            entry = row(
+                f'training step, batch {B} at 512, {name}',
+                seconds,
+                None,
+                wanted[name] if B == 2 else None,
+            )
             entry['note'] = f'{B / seconds:.2f} images/s'
             rows.append(entry)
     return rows
@@ -381,7 +407,9 @@ def main():
         lambda: bench_tag_loss(args.repeats, device),
         lambda: bench_after_network(config, args.repeats, device),
     ]
-    parts += [] if args.quick else [lambda: bench_network(config, args.repeats, device)]
+    if not args.quick:
+        parts.append(lambda: bench_network(config, args.repeats, device))
+        parts.append(lambda: bench_training(config, args.repeats, device))
     for part in parts:
         for entry in part():
             rows.append(entry)

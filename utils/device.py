@@ -15,13 +15,11 @@ def choose_device():
 def choose_precision(setting, device):
     """The type that the network computes in, and a phrase that says why.
 
-    setting: 'fp32', 'bf16', or 'auto' for bf16 where the device is fast at it. Raises ValueError.
+    setting: 'fp32', 'bf16', or 'auto' for bf16 where the device is fast at it.
     """
     types = {'fp32': torch.float32, 'bf16': torch.bfloat16}
     if setting in types:
         return types[setting], f'{setting}, as set'
-    if setting != 'auto':
-        raise ValueError(f"precision is 'fp32', 'bf16' or 'auto', not {setting!r}")
     if device.type == 'cuda':
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
         reason = f'this GPU is {"" if fast else "not "}of the Ampere generation or later'

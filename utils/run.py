@@ -94,7 +94,7 @@ def merge(defaults, config):
 
 
 def check_config(config, num_parts):
-    """Raises UserError where sizes of a config do not fit together; num_parts: joints."""
+    """Raises UserError where values of a config do not fit together; num_parts: joints."""
     settings, channels = config['train'], config['model']['oup_dim']
     input_res, output_res = settings['input_res'], settings['output_res']
     if output_res * 4 != input_res or input_res % 64:
@@ -105,6 +105,12 @@ def check_config(config, num_parts):
     for key in ('batchsize', 'epochs', 'train_iters', 'valid_iters', 'log_iters', 'max_num_people'):
         if settings[key] < 1:
             raise UserError(f'train.{key} is {settings[key]}: expected 1 or more')
+    for section in ('train', 'test'):
+        if config[section]['precision'] not in ('fp32', 'bf16', 'auto'):
+            raise UserError(
+                f"{section}.precision is {config[section]['precision']!r}: expected 'fp32', "
+                "'bf16' or 'auto'"
+            )
     if channels < 2 * num_parts:
         raise UserError(
             f'model.oup_dim is {channels}: expected at least {2 * num_parts}, a heatmap and a tag '
