@@ -446,8 +446,11 @@ def main():
 
 
 if __name__ == '__main__':
+    code = 0
     try:
         main()
     except (UserError, ref.DataError) as error:
         print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+        code = 2
+    # Outside of the except, where the error's frames would keep the workers waiting.
+    sys.exit(code)

@@ -54,6 +54,9 @@ class Stopper:
         self.asked = signal.Signals(number)
         default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, default)
+        if hasattr(signal, 'SIGCHLD'):
+            # A scheduler's signal ends the workers, too: their death is no error any more.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if not self.waiting:
             raise Interrupted
 
@@ -216,7 +219,13 @@ class Training:
         samples, waited, recent = self.samples, 0.0, []
         while self.step < last:
             before = time.monotonic()
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except RuntimeError:  # of a worker that died
+                if self.stopper.asked is None:
+                    raise
+                self.totals += read_losses(recent, names) if recent else 0
+                self.stopper.check()
             waited += time.monotonic() - before
             for problem in set(batch['problem']) - {''} - self.problems:
                 self.problems.add(problem)
@@ -385,8 +394,11 @@ def main():
 
 
 if __name__ == '__main__':
+    code = 0
     try:
         main()
     except (UserError, ref.DataError) as error:
         print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+        code = 2
+    # Outside of the except, where the error's frames would keep the workers waiting.
+    sys.exit(code)

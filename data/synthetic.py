@@ -334,7 +334,7 @@ def _try_figure(rng, tall, horizon, eye, shape, others):
     height, width = shape[0] / FINE, shape[1] / FINE
     figure = _figure(rng, tall)
     (left, top), (right, bottom) = figure['box']
-    meet, cut = bool(others) and rng.random() < 0.25, rng.random() < 0.2
+    meet, cut = bool(others) and rng.random() < 0.35, rng.random() < 0.2
     if meet:
         low, high = others[rng.integers(len(others))]['box'][:, 0]
         reach = (right - left + high - low) / 2 * rng.uniform(0.3, 0.9)
@@ -353,7 +353,7 @@ def _try_figure(rng, tall, horizon, eye, shape, others):
         if np.count_nonzero(rest) < 0.45 * np.count_nonzero(other['map']):
             return None
     meets = [bool((seen & (other['map'] > 0)).any()) for other in others]
-    if (meet and not any(meets)) or len(_labelled(figure, shape)) < 8:
+    if any(others) and meet != any(meets) or len(_labelled(figure, shape)) < 8:
         return None
     for other, rest, met in zip(others, rests, meets, strict=True):
         other.update(seen=rest, overlaps=other['overlaps'] or met)
@@ -374,11 +374,13 @@ def _labelled(figure, shape):
 def _arrange(rng, shape, horizon, people):
     """People from the farthest to the nearest."""
     eye = rng.uniform(0.55, 0.85)
-    count = int(rng.integers(people[0], people[1], endpoint=True))
-    high = 1.05 if count < 3 else 0.95
+    counts = np.arange(people[0], people[1] + 1)
+    weights = np.arange(len(counts), 0, -1)  # the fewer, the more often
+    count = rng.choice(counts, p=weights / weights.sum())
+    high = 1.1 if count < 3 else 0.95
     for _ in range(20):
         figures = []
-        for tall in np.sort(rng.uniform(0.6, high, count)) * shape[0] / FINE:
+        for tall in np.sort(rng.uniform(0.65, high, count)) * shape[0] / FINE:
             tries = (_try_figure(rng, tall, horizon, eye, shape, figures) for _ in range(12))
             figures += filter(None, [next(filter(None, tries), None)])
         if len(figures) >= people[0]:

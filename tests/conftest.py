@@ -110,7 +110,7 @@ def run_script():
 
     def run(script, *args, cwd):
         command = [sys.executable, str(ROOT / script), *map(str, args)]
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
 
     return run
 

@@ -460,13 +460,22 @@ def equal(batches, others):
     )
 
 
-def test_samples_hang_on_the_seed_but_not_on_the_workers(make_coco, configure):
+def test_samples_do_not_depend_on_the_workers(make_coco, configure):
     coco = make_coco(people=(1, 2, 1))
     draw = lambda *more: list(islice(init(configure(*coco.settings, *more))['train'], 5))  # noqa: E731
     alone = draw()
     torch.manual_seed(99)
     assert equal(alone, draw('train.num_workers=2'))
-    assert not equal(alone, draw('train.seed=1'))
+
+
+def test_the_seed_decides_order_and_augmentation(make_coco, configure):
+    coco = make_coco(people=(1, 2, 1, 1, 1, 1))
+    loaders = [init(configure(*coco.settings, f'train.seed={seed}'))['train'] for seed in (0, 1)]
+    ids = [[batch['image_id'].tolist() for batch in islice(one, 3)] for one in loaders]
+    assert ids[0] != ids[1]
+    samples = [loader.dataset[0, 0]['imgs'] for loader in loaders]
+    assert not np.array_equal(*samples)
+    assert np.array_equal(samples[0], loaders[0].dataset[0, 0]['imgs'])
 
 
 def test_samples_go_on_where_they_stopped(make_coco, configure):
@@ -488,15 +497,18 @@ def test_validation_is_the_same_every_time(make_coco, configure):
 # --- broken photos ---
 
 
-@pytest.mark.parametrize('share', [0.0, 0.02, 0.5, 0.95])
-def test_training_replaces_a_truncated_photo_and_says_so(make_coco, configure, share):
+@pytest.mark.parametrize('kept', [0, 100, 0.5, 0.95, -200, -2])
+def test_training_replaces_a_truncated_photo_and_says_so(make_coco, configure, kept):
+    """Of a JPEG that ends after so many bytes, or such a share of them, or so many too early."""
     coco = make_coco(people=(1, 2), size=(200, 200))
     path = coco.path(coco.train_ids[0])
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: int(kept * size) if 0 < kept < 1 else kept])
     data = dataset(coco, configure)
     sample = data[0, 0]
     assert sample['image_id'] == coco.train_ids[1]
     assert path.name in sample['problem'] and '\n' not in sample['problem']
+    assert ('cut short' in sample['problem']) == (kept not in (0, 100))
     assert data[0, 1]['problem'] == ''
 
 

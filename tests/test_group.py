@@ -418,12 +418,13 @@ def test_people_come_out_in_image_pixels(mode):
 def converted(kind, photo):
     """The photo as it would be read in another format, and the 8 bit RGB that it stands for."""
     grey = photo[..., :1]
+    deep = photo.astype(np.uint16) * 256 + 77  # the lower 8 bits are of no account
     return {
         'grey': (grey[..., 0], np.repeat(grey, 3, 2)),
         'one channel': (grey, np.repeat(grey, 3, 2)),
         'alpha': (np.dstack([photo, grey]), photo),
-        '16 bit': (photo.astype(np.uint16) * 257, photo),
-        '16 bit grey': (grey[..., 0].astype(np.uint16) * 257, np.repeat(grey, 3, 2)),
+        '16 bit': (deep, photo),
+        '16 bit grey': (deep[..., 0], np.repeat(grey, 3, 2)),
         'a view': (np.dstack([photo, photo])[:, :, 3:], photo),
     }[kind]
 

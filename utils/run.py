@@ -17,6 +17,12 @@ from pathlib import Path
 import torch
 
 EXPERIMENTS = Path('exp')
+# Keys of the config whose value is 1 or more.
+LEAST_1 = (
+    *('train.batchsize', 'train.epochs', 'train.train_iters', 'train.valid_iters'),
+    *('train.log_iters', 'train.max_num_people', 'test.batchsize', 'test.max_num_people'),
+    *('model.nstack', 'model.inp_dim'),
+)
 
 
 class UserError(Exception):
@@ -53,14 +59,14 @@ def parse_value(key, text, default):
     if kind is float and type(value) is int:
         value = float(value)
     same = type(value) is kind
-    if same and kind is list and default:
+    if same and kind is list:
         number = (int, float)
         inner = number if type(default[0]) in number else type(default[0])
         same = all(isinstance(item, inner) and not isinstance(item, bool) for item in value)
+        same &= len(value) == len(default) or (key.startswith('test.scales.') and bool(value))
     if not same:
         raise UserError(
-            f'--set {key}={text}: expected a value of type {kind.__name__} such as {default!r}, '
-            f'found {type(value).__name__}'
+            f'--set {key}={text}: expected a {kind.__name__} such as {default!r}, found {value!r}'
         )
     return value
 
@@ -102,9 +108,14 @@ def check_config(config, num_parts):
             f'train.output_res is {output_res} and train.input_res {input_res}: the network '
             f'needs an input that is a multiple of 64, and an output of input_res / 4'
         )
-    for key in ('batchsize', 'epochs', 'train_iters', 'valid_iters', 'log_iters', 'max_num_people'):
-        if settings[key] < 1:
-            raise UserError(f'train.{key} is {settings[key]}: expected 1 or more')
+    least = dict.fromkeys(LEAST_1, 1) | {'train.num_workers': -1, 'test.num_workers': -1}
+    flat = flatten(config)
+    for key, value in least.items():
+        if flat[key] < value:
+            raise UserError(f'{key} is {flat[key]}: expected {value} or more')
+    for mode, scales in config['test']['scales'].items():
+        if min(scales) <= 0:
+            raise UserError(f'test.scales.{mode} is {scales}: expected numbers above 0')
     for section in ('train', 'test'):
         if config[section]['precision'] not in ('fp32', 'bf16', 'auto'):
             raise UserError(

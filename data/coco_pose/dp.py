@@ -28,17 +28,14 @@ class GenerateHeatmap:
 
     def __call__(self, keypoints):
         R, reach = self.output_res, self.reach
-        heatmaps = np.zeros((self.num_parts, R, R), np.float32)
+        # A margin as wide as the window takes what would stand out over the edges.
+        heatmaps = np.zeros((self.num_parts, R + 2 * reach, R + 2 * reach), np.float32)
         pixels, inside = pixels_of(keypoints, R)
-        for p, k in np.argwhere(inside):
-            x, y = pixels[p, k]
-            left, top = max(x - reach, 0), max(y - reach, 0)
-            target = heatmaps[k, top : y + reach + 1, left : x + reach + 1]
-            rows, cols = target.shape
-            row, col = top - (y - reach), left - (x - reach)
-            window = self.window[row : row + rows, col : col + cols]
-            np.maximum(target, window, out=target)
-        return heatmaps
+        joints = inside.nonzero()[1]
+        for k, (x, y) in zip(joints.tolist(), pixels[inside].tolist(), strict=True):
+            target = heatmaps[k, y : y + 2 * reach + 1, x : x + 2 * reach + 1]
+            np.maximum(target, self.window, out=target)
+        return np.ascontiguousarray(heatmaps[:, reach:-reach, reach:-reach])
 
 
 class KeypointsRef:
@@ -179,14 +176,13 @@ def worker_count(setting):
 
 
 def start_worker(_):
-    """Set-up of a worker process: one thread of OpenCV; the main process decides when to stop."""
+    """Set-up of a worker process: one thread of OpenCV; Ctrl-C is the main process's affair."""
     cv2.setNumThreads(1)
     if not torch.cuda.is_available():
         # The network's threads wait for one another many times a step: a worker that takes one of
         # their cores stops them all, while it can well live on the moments that they leave free.
         os.nice(19)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def make_loader(dataset, workers, **options):

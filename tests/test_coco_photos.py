@@ -1,0 +1,39 @@
+"""The default network, on real photos: they lie beside the repository, see the `shared` fixture."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def photos(shared):
+    """Settings of --set for the four photos, for training as well as for validation."""
+    annotations = shared / 'coco' / 'annotations' / 'person_keypoints_sample.json'
+    return [
+        f'data.images={shared / "coco" / "images"}',
+        f'data.annotations={annotations}',
+        f'data.valid_annotations={annotations}',
+    ]
+
+
+def test_default_network_trains_and_evaluates_on_photos(photos, work, call_script):
+    signal.alarm(280)  # 444 GFLOP a photo take their time on a CPU
+    sizes = ['train.batchsize=2', 'train.train_iters=2', 'train.epochs=1', 'train.valid_iters=1']
+    done = call_script('train.py', '-e', 'run', '--set', *photos, *sizes, 'train.eval_epochs=0')
+    assert done.returncode == 0, done.stderr
+    assert '138,893,840 parameters' in done.stdout
+    folder = work / 'exp' / 'run'
+    metrics = json.loads((folder / 'metrics.jsonl').read_text())
+    assert metrics['step'] == 2
+    assert all(np.isfinite(metrics[name]) for name in ('detection', 'push', 'pull'))
+    for mode, limit in (('single', 4), ('multi', 1)):
+        done = call_script('test.py', '-c', 'run', '-m', mode, '--limit', limit)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count('Average Precision') == 5
+        results = json.loads((folder / 'results.json').read_text())
+        assert results[mode]['photos'] == limit
+        assert 0 <= results[mode]['AP'] <= 0.01  # two steps teach nothing
+    assert isinstance(json.loads((folder / 'dt.json').read_text()), list)
+    assert len(list((folder / 'vis').glob('*.jpg'))) == 1
