@@ -10,6 +10,7 @@ from test import load, multiperson            your own photos, see README.md
 
 import argparse
 import contextlib
+import copy
 import importlib
 import io
 import json
@@ -214,16 +215,24 @@ def group(det, tag, matrix, settings):
     return people, scores
 
 
-def find_people(preds, frames, scales, config):
-    """People and scores of one photo from its network outputs, see `merge` and `group`."""
+def find_people(preds, frames, size, scales, config):
+    """People and scores of one photo from its network outputs, see `merge` and `group`.
+
+    size: the photo's (height, width).
+    """
     merged = merge(preds, scales, len(ref.PARTS), list(ref.FLIP))
     if merged is None:
         return np.zeros((0, len(ref.PARTS), 5), np.float32), np.zeros(0, np.float32)
     det, tag, first = merged
     (_, width), matrix = frames[first]
-    to_image = invert(matrix)
-    to_image[:, :2] *= width / det.shape[2]  # output pixels are so many input pixels wide
-    return group(det, tag, to_image, config['test'])
+    matrix = matrix * (det.shape[2] / width)  # into the output frame
+    if not config['test']['margins']:
+        left, top = np.floor(kpt_affine([0, 0], matrix)).astype(int)
+        right, bottom = np.ceil(kpt_affine([size[1], size[0]], matrix)).astype(int)
+        outside = torch.ones_like(det[0], dtype=torch.bool)
+        outside[max(top, 0) : bottom, max(left, 0) : right] = False
+        det = det.masked_fill(outside, -torch.inf)
+    return group(det, tag, invert(matrix), config['test'])
 
 
 def multiperson(img, func, mode='single', scales=None):
@@ -243,7 +252,7 @@ def multiperson(img, func, mode='single', scales=None):
         photo = warp(img, matrix, res).astype(np.float32) / 255
         output = func([photo, np.ascontiguousarray(photo[:, ::-1])])[0]
         preds.append(torch.as_tensor(output)[:, -1])
-    return find_people(preds, frames, scales, config)
+    return find_people(preds, frames, img.shape[:2], scales, config)
 
 
 class Photos(torch.utils.data.Dataset):
@@ -271,13 +280,18 @@ class Photos(torch.utils.data.Dataset):
     def __getitem__(self, index):
         photo = ref.read_photo(self.paths[index], self.records[index])
         frames = input_frames(*photo.shape[:2], self.config, self.scales)
-        return index, frames, [torch.from_numpy(warp(photo, matrix, res)) for res, matrix in frames]
+        return (
+            index,
+            photo.shape[:2],
+            frames,
+            [torch.from_numpy(warp(photo, matrix, res)) for res, matrix in frames],
+        )
 
 
 def collate(samples):
-    """Photos of equal input size: their numbers, their frames, and per scale a (B, H, W, 3)."""
-    numbers, frames, inputs = zip(*samples, strict=True)
-    return numbers, frames, [torch.stack(same) for same in zip(*inputs, strict=True)]
+    """Photos of equal input size: numbers, sizes, frames, and per scale a (B, H, W, 3)."""
+    numbers, sizes, frames, inputs = zip(*samples, strict=True)
+    return numbers, sizes, frames, [torch.stack(same) for same in zip(*inputs, strict=True)]
 
 
 def predict(func, split, ids, mode, scales=None):
@@ -290,12 +304,12 @@ def predict(func, split, ids, mode, scales=None):
     loader = dp.make_loader(photos, workers, batch_sampler=batches, collate_fn=collate)
     detections = []
     with tqdm(total=len(ids), desc=f'test {mode}', unit='photo', disable=None) as bar:
-        for numbers, frames, inputs in loader:
+        for numbers, sizes, frames, inputs in loader:
             preds = [func(torch.cat([x, x.flip(2)]))[0][:, -1] for x in inputs]
             B = len(numbers)
             for b, number in enumerate(numbers):
                 own = [pred[[b, B + b]] for pred in preds]
-                people, scores = find_people(own, frames[b], scales, config)
+                people, scores = find_people(own, frames[b], sizes[b], scales, config)
                 detections += to_coco(people, scores, ids[number])
             bar.update(B)
             bar.set_postfix(people=len(detections))
@@ -326,7 +340,7 @@ def coco_scores(split, ids, detections):
         truth.dataset = content
         truth.createIndex()
         if detections:
-            found = truth.loadRes(detections)
+            found = truth.loadRes(copy.deepcopy(detections))  # which it adds to
         else:  # loadRes fails on an empty list; nothing found is a result, and scores 0
             found.dataset = {k: content[k] for k in ('images', 'categories')} | {'annotations': []}
             found.createIndex()
@@ -401,6 +415,14 @@ def parse_scales(text):
     return scales
 
 
+def count(text):
+    """A whole number from 0."""
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -411,8 +433,8 @@ def parse_args():
     parser.add_argument('--scales', type=parse_scales, help='in place of the scales of the mode')
     parser.add_argument('--checkpoint', choices=['checkpoint', 'best'], default='checkpoint')
     parser.add_argument('--no-refine', action='store_true', help='only the joints that were seen')
-    parser.add_argument('--limit', type=int, default=0, help='only the first photos')
-    parser.add_argument('--vis', type=int, metavar='N', help='draw N photos into exp/<name>/vis')
+    parser.add_argument('--limit', type=count, default=0, help='only the first photos')
+    parser.add_argument('--vis', type=count, metavar='N', help='draw N photos into exp/<name>/vis')
     parser.add_argument('--set', nargs='+', default=[], action='extend', metavar='KEY=VALUE')
     return parser.parse_args()
 
@@ -427,10 +449,10 @@ def main():
     )
     print(text, end='')
     run = Run(args.exp)
-    count = func.config['test']['vis'] if args.vis is None else args.vis
-    if count:
+    pictures = func.config['test']['vis'] if args.vis is None else args.vis
+    if pictures:
         ids = evaluation.params.imgIds
-        write_pictures(run.folder / 'vis', split, ids, evaluation, detections, count)
+        write_pictures(run.folder / 'vis', split, ids, evaluation, detections, pictures)
         print(f'{run.folder}/vis: predictions beside the truth, the worst and the best first')
     write_json(run.folder / 'dt.json', detections)
     results_path = run.folder / 'results.json'

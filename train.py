@@ -31,6 +31,7 @@ from utils.run import (
     read_checkpoint,
 )
 
+TRAINING_STATE = {'optimizer', 'step', 'epoch', 'samples', 'best', 'totals', 'random'}
 INPUTS = ('imgs', 'masks', 'keypoints', 'heatmaps')
 
 
@@ -132,7 +133,13 @@ class Training:
         self.weights = self.settings['loss_weights']
         self.totals = torch.zeros(len(self.weights), dtype=torch.float64)  # sums over the epoch
         if checkpoint:
-            self.optimizer.load_state_dict(checkpoint['optimizer'])
+            try:
+                self.optimizer.load_state_dict(checkpoint['optimizer'])
+            except (KeyError, ValueError):
+                raise UserError(
+                    f'{run.checkpoint()} holds no optimizer state for this network: it can be '
+                    f"tested ('python test.py -c {run.name}') but not continued"
+                ) from None
             self.totals = checkpoint['totals']
             torch.set_rng_state(checkpoint['random']['cpu'])
             if len(checkpoint['random']['cuda']) == gpus:
@@ -284,10 +291,14 @@ class Training:
         while self.epoch < settings['epochs']:
             rate, wait = self.train_epoch(batches)
             with self.stopper.at_once():
-                valid = self.validate()
                 number = self.epoch + 1
                 due = settings['eval_epochs'] and number % settings['eval_epochs'] == 0
-                figures = self.measure_ap() if due else {}
+                try:
+                    valid = self.validate()
+                    figures = self.measure_ap() if due else {}
+                except ref.DataError:
+                    self.save()  # a broken validation photo must not cost the epoch
+                    raise
             train = dict(
                 zip(self.weights, (self.totals / settings['train_iters']).tolist(), strict=True)
             )
@@ -343,10 +354,11 @@ def duration(seconds):
 
 def open_run(args):
     """The run, its config and for -c its checkpoint. Raises UserError; writes nothing."""
-    run = Run(args.continue_exp or args.exp)
-    if args.continue_exp:
+    resumes = args.continue_exp is not None
+    run = Run(args.continue_exp if resumes else args.exp)
+    if resumes:
         checkpoint = read_checkpoint(run.require())
-        if 'samples' not in checkpoint:
+        if not TRAINING_STATE <= checkpoint.keys():
             raise UserError(
                 f'{run.checkpoint()} holds weights but no training state: it can be tested '
                 f"('python test.py -c {run.name}') but not continued"

@@ -1,6 +1,7 @@
 """COCO AP: perfect answers, empty ones, wrong ones, and the best that the method can reach."""
 
 import contextlib
+import copy
 import io
 import json
 
@@ -308,3 +309,17 @@ def test_the_ceiling_on_photos_of_coco(shared, R, wanted):
         assert ceiling(split, R, rng=rng) == pytest.approx(wanted, abs=0.005)
     for points in ('middle', 'corner'):
         assert abs(ceiling(split, R, points) - wanted) > 0.01
+
+
+def test_peaks_on_the_margins_count_only_if_they_are_to():
+    """A landscape photo's upper margin holds a peak, and its middle another."""
+    pred = torch.zeros(2, 34, 128, 128)
+    pred[:, 0, 5, 64] = pred[:, 0, 64, 64] = 1.0
+    pred[:, 17, 5, 64] = 9.0
+    for margins, expected in ((True, 2), (False, 1)):
+        config = copy.deepcopy(pose.__config__)
+        config['test']['margins'] = margins
+        frames = test.input_frames(320, 640, config, [1.0])
+        people, _ = test.find_people([pred], frames, (320, 640), [1.0], config)
+        assert len(people) == expected
+        assert (people[:, 0, 1] > 0).sum() == 1

@@ -280,7 +280,7 @@ def bench_after_network(config, repeats, device):
             preds = drawn_outputs(drawn_people(people), [res[0] for res, _ in frames])
             on_device = [pred.to(device) for pred in preds]
             functions = [
-                partial(test.find_people, on_device, frames, scales, config),
+                partial(test.find_people, on_device, frames, (512, 512), scales, config),
                 partial(plain_find_people, preds, scales, config['test']),
             ]
             ours, plain = medians(functions, repeats, device)

@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import json
 import os
-import pickle
 import re
 import shlex
 import subprocess
@@ -60,9 +59,10 @@ def parse_value(key, text, default):
         value = float(value)
     same = type(value) is kind
     if same and kind is list:
-        number = (int, float)
-        inner = number if type(default[0]) in number else type(default[0])
-        same = all(isinstance(item, inner) and not isinstance(item, bool) for item in value)
+        inner = type(default[0])
+        if inner is float:
+            value = [float(item) if type(item) is int else item for item in value]
+        same = all(type(item) is inner for item in value)
         same &= len(value) == len(default) or (key.startswith('test.scales.') and bool(value))
     if not same:
         raise UserError(
@@ -108,11 +108,23 @@ def check_config(config, num_parts):
             f'train.output_res is {output_res} and train.input_res {input_res}: the network '
             f'needs an input that is a multiple of 64, and an output of input_res / 4'
         )
-    least = dict.fromkeys(LEAST_1, 1) | {'train.num_workers': -1, 'test.num_workers': -1}
+    least = dict.fromkeys(LEAST_1, 1) | {'train.seed': 0, 'model.increase': 0}
+    least |= {'train.num_workers': -1, 'test.num_workers': -1}
     flat = flatten(config)
     for key, value in least.items():
         if flat[key] < value:
             raise UserError(f'{key} is {flat[key]}: expected {value} or more')
+    for name, values in config['augmentation'].items():
+        if isinstance(values, list) and values[0] > values[1]:
+            raise UserError(f'augmentation.{name} is {values}: expected the lower end first')
+    for key in ('network', 'data_provider'):
+        module = config[key].rpartition('.')[0] if key == 'network' else config[key]
+        try:
+            found = importlib.import_module(module)
+        except (ImportError, ValueError):
+            raise UserError(f'{key} is {config[key]!r}: there is no module {module!r}') from None
+        if key == 'network' and not hasattr(found, config[key].rpartition('.')[2]):
+            raise UserError(f'network is {config[key]!r}: {module} has no such class')
     for mode, scales in config['test']['scales'].items():
         if min(scales) <= 0:
             raise UserError(f'test.scales.{mode} is {scales}: expected numbers above 0')
@@ -155,13 +167,17 @@ def read_checkpoint(path):
     except FileNotFoundError:
         raise UserError(f'there is no checkpoint {path}') from None
     # A file cut short or made by something else fails in as many ways as there are readers in it.
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError):
+    except Exception:
         raise UserError(
             f'{path} is no checkpoint that can be read: it is broken, or holds more than tensors '
             'and plain values; take it from its source again'
         ) from None
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get('state_dict'), dict):
-        raise UserError(f'{path} holds no network: expected a dict with a state_dict')
+    state_dict = checkpoint.get('state_dict') if isinstance(checkpoint, dict) else None
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor)
+        for name, value in state_dict.items()
+    ):
+        raise UserError(f'{path} holds no network: expected a dict with a state_dict of tensors')
     return checkpoint
 
 
@@ -231,7 +247,11 @@ class Run:
             return copy.deepcopy(load_task(task).__config__) | {'run': {'task': task}}
         except ValueError as error:
             raise UserError(f'{self.config_path} is no JSON ({error})') from None
-        return merge(load_task(saved['run']['task']).__config__, saved)
+        try:
+            task = saved['run']['task']
+        except (TypeError, KeyError):
+            raise UserError(f'{self.config_path} is not the config of a run') from None
+        return merge(load_task(task).__config__, saved)
 
     def create(self, config):
         """Makes the folder and records the config with the command, versions and commit."""

@@ -188,6 +188,8 @@ def start_worker(_):
 def make_loader(dataset, workers, **options):
     """A DataLoader with this project's workers, which leaves the training's random state alone."""
     if workers > 0:
+        # A process forked while OpenCV has threads would wait for them for ever.
+        cv2.setNumThreads(1)
         options = {'prefetch_factor': 4, 'persistent_workers': True} | options
     return torch.utils.data.DataLoader(
         dataset,

@@ -73,24 +73,50 @@ def read_annotations(file):
         ) from None
     except ValueError as error:  # broken JSON, or bytes that are no text
         raise DataError(f'{file} is no JSON file ({error}): download it again') from None
-    found = sorted(content) if isinstance(content, dict) else type(content).__name__
-    if not isinstance(content, dict) or not {'images', 'annotations'} <= content.keys():
+    lists = isinstance(content, dict) and all(
+        isinstance(content.get(key), list) for key in ('images', 'annotations')
+    )
+    if not lists:
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise DataError(
-            f'{file} is no COCO file: expected the keys images and annotations, found {found}'
+            f'{file} is no COCO file: expected lists of images and annotations, found {found}'
         )
-    for annotation in content['annotations']:
-        if len(annotation.get('keypoints', ())) != 3 * len(PARTS):
-            raise DataError(
-                f'annotation {annotation.get("id")} in {file} has '
-                f'{len(annotation.get("keypoints", ()))} keypoint values, not {3 * len(PARTS)}: '
-                'use a person_keypoints_*.json file'
-            )
+    for kind in ('images', 'annotations'):
+        for number, entry in enumerate(content[kind]):
+            problem = problem_of(entry, kind)
+            if problem:
+                raise DataError(
+                    f'{file}, entry {number} of {kind}: {problem}; use a person_keypoints_*.json '
+                    'file as COCO publishes it'
+                )
+    for number, annotation in enumerate(content['annotations']):
         # What other tools leave out and the evaluation reads.
+        annotation.setdefault('id', number + 1)
+        annotation.setdefault('category_id', 1)
         annotation.setdefault('iscrowd', 0)
         annotation.setdefault('num_keypoints', sum(v > 0 for v in annotation['keypoints'][2::3]))
         annotation.setdefault('bbox', [0, 0, 0, 0])
         annotation.setdefault('area', annotation['bbox'][2] * annotation['bbox'][3])
     return content
+
+
+def problem_of(entry, kind):
+    """What an entry of 'images' or 'annotations' lacks that this project reads, or ''."""
+    if not isinstance(entry, dict):
+        return f'expected an object, found {type(entry).__name__}'
+    needed = ('id', 'file_name') if kind == 'images' else ('image_id', 'keypoints')
+    missing = [key for key in needed if key not in entry]
+    if missing:
+        return f'lacks {" and ".join(missing)}'
+    if kind == 'images':
+        return ''
+    keypoints = entry['keypoints']
+    if not isinstance(keypoints, list) or len(keypoints) != 3 * len(PARTS):
+        found = len(keypoints) if isinstance(keypoints, list) else type(keypoints).__name__
+        return f'expected {3 * len(PARTS)} keypoint values, found {found}'
+    if not all(isinstance(value, (int, float)) for value in keypoints):
+        return 'expected numbers as keypoints'
+    return ''
 
 
 def find_folder(images, file, records):
