@@ -64,8 +64,8 @@ __config__ = {
         'batchsize': 1,  # photos of equal size at a time, each with its mirror image
         'scales': {'single': [1.0], 'multi': [2.0, 1.0, 0.5]},  # of input_res, for each mode
         'square': True,  # False trims the black margins of photos that are not square
-        # Whether peaks on the margins count, as in the published figures: training masks the margins
-        # out, and what a network of little training answers there is noise.
+        # Whether peaks on the margins count, as in the published figures. Training masks them out,
+        # and what a network of little training answers there is noise.
         'margins': True,
         'detection_val': 0.1,  # heatmap value that a joint must exceed
         'tag_val': 1.0,  # distance of tags below which a joint joins a person
