@@ -320,9 +320,8 @@ def to_coco(people, scores, image_id):
     """People as entries of a COCO results file."""
     entries = []
     for i in np.argsort(-scores, kind='stable'):
-        joints = people[i, :, :3].astype(float)
-        joints[:, 2] = joints[:, 2] > 0
-        keypoints = joints.round(2).flatten().tolist()
+        # COCO does not look at the third figure; here it tells how sure a joint is.
+        keypoints = people[i, :, :3].astype(float).round(3).flatten().tolist()
         score = round(float(scores[i]), 6)
         entries.append(
             {'image_id': image_id, 'category_id': 1, 'keypoints': keypoints, 'score': score}
@@ -378,8 +377,12 @@ def found_share(evaluation, image_id):
     return (counted > 0).sum(1).mean() / people
 
 
-def write_pictures(folder, split, ids, evaluation, detections, count):
-    """Writes `count` photos with predictions beside the truth, the worst and the best in turn."""
+def write_pictures(folder, split, evaluation, detections, count, sure):
+    """Writes `count` photos with predictions beside the truth, the worst and the best in turn.
+
+    evaluation: a COCOeval after evaluate(). sure: the value that a joint to be shown exceeds.
+    """
+    ids = evaluation.params.imgIds
     shares = {image_id: found_share(evaluation, image_id) for image_id in ids}
     ranked = sorted((i for i in ids if shares[i] is not None), key=shares.get)
     worst, best = ranked[: count // 2], ranked[::-1][: count - count // 2]
@@ -393,8 +396,10 @@ def write_pictures(folder, split, ids, evaluation, detections, count):
         photo = ref.read_photo(split.path(image_id))
         found = [d for d in detections if d['image_id'] == image_id and d['score'] > VISIBLE]
         truth = [a for a in split.annotations if a['image_id'] == image_id and ref.has_people(a)]
+        people = joints_of(found)
+        people[..., 2] *= people[..., 2] > sure  # what refine guessed is no sight
         pictures = [
-            draw_people(photo, joints_of(found), ref.SKELETON, [d['score'] for d in found]),
+            draw_people(photo, people, ref.SKELETON, [d['score'] for d in found]),
             draw_people(photo, joints_of(truth), ref.SKELETON),
         ]
         picture = beside(pictures, [f'predicted: {shares[image_id]:.0%} found', 'truth'])
@@ -451,8 +456,8 @@ def main():
     run = Run(args.exp)
     pictures = func.config['test']['vis'] if args.vis is None else args.vis
     if pictures:
-        ids = evaluation.params.imgIds
-        write_pictures(run.folder / 'vis', split, ids, evaluation, detections, pictures)
+        sure = func.config['test']['detection_val']
+        write_pictures(run.folder / 'vis', split, evaluation, detections, pictures, sure)
         print(f'{run.folder}/vis: predictions beside the truth, the worst and the best first')
     write_json(run.folder / 'dt.json', detections)
     results_path = run.folder / 'results.json'
