@@ -37,3 +37,5 @@ def test_default_network_trains_and_evaluates_on_photos(photos, work, call_scrip
         assert 0 <= results[mode]['AP'] <= 0.01  # two steps teach nothing
     assert isinstance(json.loads((folder / 'dt.json').read_text()), list)
     assert len(list((folder / 'vis').glob('*.jpg'))) == 1
+    for checkpoint in folder.glob('*.pth.tar'):
+        checkpoint.unlink()  # pytest keeps its folders for a while, and these are 1.7 GB each

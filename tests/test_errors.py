@@ -125,7 +125,8 @@ def test_annotations_without_keypoints(coco, train_refused, refused, run1, count
         if count == 0:
             del entry['keypoints']
     coco.annotations.write_text(json.dumps(coco.content))
-    names = [coco.annotations, f'{count} keypoint', 51]
+    found = f'expected 51 keypoint values, found {count}' if count else 'lacks keypoints'
+    names = [coco.annotations, found, 'person_keypoints']
     train_refused(names=names)
     refused('test.py', '-c', 'run1', names=names)
 

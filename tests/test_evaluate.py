@@ -196,7 +196,7 @@ def test_entries_are_the_best_first_and_say_what_was_found():
     for entry in entries:
         assert entry['image_id'] == 42 and entry['category_id'] == 1
         joints = np.array(entry['keypoints']).reshape(17, 3)
-        np.testing.assert_allclose(joints[:9], [(12.345, 67.891, 1)] * 9, atol=0.006)
+        np.testing.assert_allclose(joints[:9], [(12.345, 67.891, 0.4)] * 9, atol=0.0006)
         assert not joints[9:].any()
     json.dumps(entries)
 

@@ -156,6 +156,7 @@ def test_left_is_the_left_of_the_person(people):
         joints = np.array(person['keypoints']).reshape(17, 3)
         if (
             not joints[[5, 6, 11, 12, 15, 16], 2].all()
+            or not joints[3:5, 2].any()  # the head is cut off, and with it the nose
             or joints[15:, 1].min() < joints[5:13, 1].max()
         ):
             continue
