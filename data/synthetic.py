@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import platform
 import shutil
+import signal
 from pathlib import Path
 
 import cv2
@@ -557,6 +558,12 @@ def _save_picture(job):
     return picture, annotations
 
 
+def _start_process():
+    cv2.setNumThreads(1)
+    # A handler of the calling program would keep the pool from ending its processes.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _save_all(jobs):
     """Generate the results of jobs in their order, from as many processes as there are cores."""
     # A process forked while the threads of cv2 run would wait for them for ever.
@@ -565,7 +572,7 @@ def _save_all(jobs):
     count = min(os.cpu_count() or 1, len(jobs) // 16 + 1)
     try:
         # The processes of this pool end when their parent is killed; those of futures would stay.
-        with multiprocessing.Pool(count, cv2.setNumThreads, (1,)) as pool:
+        with multiprocessing.Pool(count, _start_process) as pool:
             yield from pool.imap(_save_picture, jobs, chunksize=8)
     finally:
         cv2.setNumThreads(threads)

@@ -48,11 +48,15 @@ def patience():
     def stop(number, frame):
         raise TimeoutError(f'no end after {PATIENCE} seconds')
 
-    before = signal.signal(signal.SIGALRM, stop)
+    numbers = (signal.SIGALRM, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
+    before = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGALRM, stop)
     signal.alarm(PATIENCE)
     yield
     signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    # A training sets handlers of its own, which the processes of later tests would inherit.
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

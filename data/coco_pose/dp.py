@@ -183,6 +183,8 @@ def start_worker(_):
         # their cores stops them all, while it can well live on the moments that they leave free.
         os.nice(19)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The main process may have a handler of its own, which a forked worker must not inherit.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def make_loader(dataset, workers, **options):
