@@ -129,27 +129,28 @@ def input_frames(height, width, config, scales):
 def merge(preds, scales, num_parts, flip):
     """Heatmaps and tags of one photo from the passes over all scales.
 
-    preds: per scale (2, C, H, W), the last stack's output for the photo and for its mirror image.
-    Returns det (K, H, W), the mean over passes and scales, tag (K, H, W, 2), the two passes at the
-    scale nearest 1, both at the size of the first scale kept, and that scale's number; or None if
-    all have diverged.
+    preds: per scale (D, C, H, W), the last stack's output for the photo and, with D = 2, for its
+    mirror image. Returns det (K, H, W), the mean over passes and scales, tag (K, H, W, D), the
+    passes at the scale nearest 1, both at the size of the first scale kept, and that scale's
+    number; or None if all have diverged.
     """
     kept = []
-    for i, (photo, mirrored) in enumerate(preds):
-        passes = torch.stack([photo[: 2 * num_parts], mirrored[: 2 * num_parts].flip(-1)])
-        det = passes[0, :num_parts] + passes[1, :num_parts][flip]
+    for i, pred in enumerate(preds):
+        maps = pred[:, : 2 * num_parts].unflatten(1, (2, num_parts))  # (D, 2, K, h, w)
+        if len(maps) == 2:
+            maps = torch.stack([maps[0], maps[1].flip(-1)[:, flip]])
+        det = maps[:, 0].sum(0)
         if bool(det.max() <= DIVERGED):  # not a number is left out, too
-            kept.append((i, det, passes[:, num_parts:]))
+            kept.append((i, det, maps[:, 1]))
     if not kept:
         return None
     first, det, _ = kept[0]
     size = det.shape[1:]
     for _, other, _ in kept[1:]:
         det = det + resize(other[None], size)[0]
-    det = (det / (2 * len(kept))).clamp(max=1)
+    det = (det / (len(preds[0]) * len(kept))).clamp(max=1)
     _, _, tag = min(kept, key=lambda one: abs(scales[one[0]] - 1))
-    tag = resize(torch.stack([tag[0], tag[1][flip]]), size)  # (2, K, H, W)
-    return det, tag.permute(1, 2, 3, 0), first
+    return det, resize(tag, size).permute(1, 2, 3, 0), first
 
 
 def resize(maps, size):
@@ -222,7 +223,7 @@ def find_people(preds, frames, size, scales, config):
     """
     merged = merge(preds, scales, len(ref.PARTS), list(ref.FLIP))
     if merged is None:
-        return np.zeros((0, len(ref.PARTS), 5), np.float32), np.zeros(0, np.float32)
+        return np.zeros((0, len(ref.PARTS), 3 + len(preds[0])), np.float32), np.zeros(0, np.float32)
     det, tag, first = merged
     (_, width), matrix = frames[first]
     matrix = matrix * (det.shape[2] / width)  # into the output frame
@@ -250,7 +251,8 @@ def multiperson(img, func, mode='single', scales=None):
     preds = []
     for res, matrix in frames:
         photo = warp(img, matrix, res).astype(np.float32) / 255
-        output = func([photo, np.ascontiguousarray(photo[:, ::-1])])[0]
+        mirrored = [np.ascontiguousarray(photo[:, ::-1])] * config['test']['mirror']
+        output = func([photo, *mirrored])[0]
         preds.append(torch.as_tensor(output)[:, -1])
     return find_people(preds, frames, img.shape[:2], scales, config)
 
@@ -305,10 +307,12 @@ def predict(func, split, ids, mode, scales=None):
     detections = []
     with tqdm(total=len(ids), desc=f'test {mode}', unit='photo', disable=None) as bar:
         for numbers, sizes, frames, inputs in loader:
-            preds = [func(torch.cat([x, x.flip(2)]))[0][:, -1] for x in inputs]
+            if config['test']['mirror']:
+                inputs = [torch.cat([x, x.flip(2)]) for x in inputs]
+            preds = [func(x)[0][:, -1] for x in inputs]
             B = len(numbers)
             for b, number in enumerate(numbers):
-                own = [pred[[b, B + b]] for pred in preds]
+                own = [pred[b::B] for pred in preds]
                 people, scores = find_people(own, frames[b], sizes[b], scales, config)
                 detections += to_coco(people, scores, ids[number])
             bar.update(B)

@@ -61,8 +61,9 @@ __config__ = {
         'contrast': [0.5, 1.5],  # factor of a pixel's distance from the mean of its channels
     },
     'test': {
-        'batchsize': 1,  # photos of equal size at a time, each with its mirror image
+        'batchsize': 1,  # photos of equal size at a time
         'scales': {'single': [1.0], 'multi': [2.0, 1.0, 0.5]},  # of input_res, for each mode
+        'mirror': True,  # average with the mirror image; False takes half the time
         'square': True,  # False trims the black margins of photos that are not square
         # Whether peaks on the margins count, as in the published figures. Training masks them out,
         # and what a network of little training answers there is noise.

@@ -1,5 +1,6 @@
 """From heatmaps and tags to people, and from a photo to people."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -502,3 +503,23 @@ def test_import_test_needs_nothing(root, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(root / 'test.py'), 'multiperson', 'load']
     assert not list(tmp_path.iterdir())
+
+
+def test_without_the_mirror_image_one_pass_counts():
+    """The maps are those of the photo alone, with one tag to a pixel."""
+    pred = torch.rand(1, 34, 16, 16, generator=torch.Generator().manual_seed(0))
+    det, tag, first = test.merge([pred], [1.0], K, FLIP)
+    assert torch.equal(det, pred[0, :K]) and torch.equal(tag[..., 0], pred[0, K:])
+    assert tag.shape == (K, 16, 16, 1) and first == 0
+    calls = []
+
+    def func(images):
+        calls.append(len(images))
+        return [torch.zeros(len(images), 1, 34, 128, 128)]
+
+    func.config = copy.deepcopy(pose.__config__)
+    photo = np.zeros((64, 64, 3), np.uint8)
+    multiperson(photo, func, 'single')
+    func.config['test']['mirror'] = False
+    people, scores = multiperson(photo, func, 'single')
+    assert calls == [2, 1] and people.shape[1:] == (K, 4) and len(scores) == 0
