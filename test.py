@@ -34,9 +34,9 @@ from utils.draw import beside, draw_people
 from utils.group import HeatmapParser, adjust
 from utils.run import (
     Run,
-    UserError,
     apply_settings,
     check_config,
+    exit_code,
     load_network,
     load_task,
     read_checkpoint,
@@ -458,11 +458,6 @@ def main():
     )
     print(text, end='')
     run = Run(args.exp)
-    pictures = func.config['test']['vis'] if args.vis is None else args.vis
-    if pictures:
-        sure = func.config['test']['detection_val']
-        write_pictures(run.folder / 'vis', split, evaluation, detections, pictures, sure)
-        print(f'{run.folder}/vis: predictions beside the truth, the worst and the best first')
     write_json(run.folder / 'dt.json', detections)
     results_path = run.folder / 'results.json'
     results = json.loads(results_path.read_text()) if results_path.exists() else {}
@@ -474,14 +469,12 @@ def main():
         'settings': settings,
     }
     write_json(results_path, results)
+    pictures = func.config['test']['vis'] if args.vis is None else args.vis
+    if pictures:
+        sure = func.config['test']['detection_val']
+        write_pictures(run.folder / 'vis', split, evaluation, detections, pictures, sure)
+        print(f'{run.folder}/vis: predictions beside the truth, the worst and the best first')
 
 
 if __name__ == '__main__':
-    code = 0
-    try:
-        main()
-    except (UserError, ref.DataError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        code = 2
-    # Outside of the except, where the error's frames would keep the workers waiting.
-    sys.exit(code)
+    sys.exit(exit_code(main, ref.DataError))

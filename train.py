@@ -26,6 +26,7 @@ from utils.run import (
     UserError,
     apply_settings,
     check_config,
+    exit_code,
     load_network,
     load_task,
     read_checkpoint,
@@ -120,6 +121,7 @@ class Training:
         self.step, self.epoch = checkpoint.get('step', 0), checkpoint.get('epoch', 0)
         self.samples = checkpoint.get('samples', 0)  # training images drawn so far
         self.best = checkpoint.get('best', {'AP': -1.0, 'valid': float('inf')})
+        self.problems = set()  # broken photos that have been reported
         provider = importlib.import_module(config['data_provider'])
         self.loaders = provider.init(config, self.samples)
 
@@ -285,7 +287,6 @@ class Training:
     def loop(self):
         """Trains to the last epoch. Raises Interrupted, and UserError on a loss not finite."""
         settings = self.settings
-        self.problems = set()
         batches = iter(self.loaders['train'])
         started, first_epoch = time.monotonic(), self.epoch
         while self.epoch < settings['epochs']:
@@ -406,11 +407,4 @@ def main():
 
 
 if __name__ == '__main__':
-    code = 0
-    try:
-        main()
-    except (UserError, ref.DataError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        code = 2
-    # Outside of the except, where the error's frames would keep the workers waiting.
-    sys.exit(code)
+    sys.exit(exit_code(main, ref.DataError))

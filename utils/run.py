@@ -28,6 +28,19 @@ class UserError(Exception):
     """Something that the user can put right; the message says how."""
 
 
+def exit_code(main, *errors):
+    """Calls main(); UserError and `errors` become one line on stderr and the exit code 2.
+
+    Once it returns, the error's frames are gone, which would keep a loader's workers waiting.
+    """
+    try:
+        main()
+    except (UserError, *errors) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
 def load_task(name):
     """The module task.<name>; UserError that lists the tasks if there is none."""
     folder = Path(importlib.util.find_spec('task').submodule_search_locations[0])
