@@ -225,6 +225,9 @@ def find_people(preds, frames, size, scales, config):
     if merged is None:
         return np.zeros((0, len(ref.PARTS), 3 + len(preds[0])), np.float32), np.zeros(0, np.float32)
     det, tag, first = merged
+    if config['test']['shuffle_tags']:
+        places = torch.randperm(tag.shape[1] * tag.shape[2], generator=torch.Generator())
+        tag = tag.flatten(1, 2)[:, places.to(tag.device)].view_as(tag)
     (_, width), matrix = frames[first]
     matrix = matrix * (det.shape[2] / width)  # into the output frame
     if not config['test']['margins']:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from data.coco_pose import dp, ref
 
 CACHE = Path('data/cache')
-VERSION = 1  # of the drawings: a change of it has the sets in the cache drawn anew
+VERSION = 2  # of the drawings: a change of it has the sets in the cache drawn anew
 SPLITS = ('train2017', 'val2017')
 
 FINE = 2  # drawn this many times finer than the picture, then averaged
@@ -103,7 +103,7 @@ def _legs(rng):
 
 def _view(rng):
     """Turn of the trunk and of the head (3, 3) each, and whether the face is seen."""
-    front = rng.random() < 0.75
+    front = rng.random() < 0.8
     turn = np.clip(rng.normal(0, 40 if front else 28), -70, 70)
     head = np.clip(turn + rng.normal(0, 22), *((-84, 84) if front else (-50, 50)))
     lying = rng.choice((-1, 1)) * rng.uniform(50, 100) if rng.random() < 0.07 else 0
@@ -170,7 +170,7 @@ def _body(rng):
     """
     joints, tips = _skeleton(rng)
     colours, sleeve, leg = _dress(rng)
-    build, parts = rng.uniform(0.9, 1.25), []
+    build, parts = rng.uniform(1.0, 1.4), []
 
     def add(depth, part, material, centres, radii, scale=build):
         parts.append((depth, part, material, np.array(centres), np.array(radii) * scale))
@@ -335,7 +335,7 @@ def _try_figure(rng, tall, horizon, eye, shape, others):
     height, width = shape[0] / FINE, shape[1] / FINE
     figure = _figure(rng, tall)
     (left, top), (right, bottom) = figure['box']
-    meet, cut = bool(others) and rng.random() < 0.35, rng.random() < 0.2
+    meet, cut = bool(others) and rng.random() < 0.15, rng.random() < 0.2
     if meet:
         low, high = others[rng.integers(len(others))]['box'][:, 0]
         reach = (right - left + high - low) / 2 * rng.uniform(0.3, 0.9)
@@ -514,7 +514,7 @@ def draw_picture(rng, size, people):
         has `overlaps` besides, whether the full figure shares pixels with another one.
     """
     short = int(round(size * 0.75))
-    sides = ((short, size), (size, short), (size, size))[rng.choice(3, p=(0.15, 0.45, 0.4))]
+    sides = ((short, size), (size, short), (size, size))[rng.choice(3, p=(0.1, 0.3, 0.6))]
     height, width = sides
     shape = (height * FINE, width * FINE)
     horizon = rng.uniform(0.18, 0.5) * height
@@ -529,7 +529,7 @@ def draw_picture(rng, size, people):
         _shade(canvas, figure)
         for _, name, centres, radii in figure['parts']:
             _paint(canvas, centres, radii, figure['colours'][name], light)
-    if figures and rng.random() < 0.17:
+    if figures and rng.random() < 0.1:
         owner[_hide(rng, canvas, figures, light)] = FOREGROUND
     annotations = [_annotate(figure, owner, number) for number, figure in enumerate(figures, 1)]
     if crowd is not None:

@@ -72,6 +72,7 @@ __config__ = {
         'tag_val': 1.0,  # distance of tags below which a joint joins a person
         'max_num_people': 30,  # joints of a type, and people, per image
         'refine': True,  # fill in the joints that a person lacks
+        'shuffle_tags': False,  # a control: tags in random places, so joints are grouped by chance
         'precision': 'auto',  # as in 'train'
         'num_workers': -1,  # as in 'train'
         'vis': 16,  # photos drawn into exp/<name>/vis, the worst and the best; 0 means none

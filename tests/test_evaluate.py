@@ -118,6 +118,15 @@ def test_perfect_heatmaps_score_nearly_1(make_coco, configure, mode, batchsize):
     assert len(detections) == 9
 
 
+def test_shuffled_tags_lose_the_people(make_coco, configure):
+    """The control of an AP figure: perfect heatmaps are worth little without their tags."""
+    coco = make_coco(people=(2, 3, 3), valid=(2, 0, 1), size=(160, 200), kind='png')
+    split, config = whole(coco, configure, 'train.input_res=512', 'train.output_res=128',
+                          'test.shuffle_tags=True')  # fmt: skip
+    figures, *_ = evaluate(Oracle(coco, split, config), split)
+    assert figures['AP'] < 0.5
+
+
 def test_a_limit_is_the_first_photos(make_coco, configure):
     coco = make_coco(people=(1, 3, 2), valid=(), kind='png')
     split, config = whole(coco, configure, 'train.input_res=256', 'train.output_res=64')
