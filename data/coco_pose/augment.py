@@ -42,7 +42,7 @@ def mirror(photo, mask, people, flip):
     """Left becomes right; flip[k] is what joint k becomes. Joints are in the mask's frame."""
     people = people[:, flip].copy()
     people[..., 0] = mask.shape[1] - people[..., 0]
-    return photo[:, ::-1], mask[:, ::-1], people
+    return cv2.flip(photo, 1), cv2.flip(mask, 1), people
 
 
 def colour(photo, ranges, rng):
@@ -59,7 +59,7 @@ def colour(photo, ranges, rng):
     # The conversion back takes a hue (0 to 360) past its upper end, but not a negative one.
     turn = np.array([[1, 0, 0, hue % 360], [0, saturation, 0, 0], [0, 0, 1, 0]], np.float32)
     cv2.transform(photo, turn, dst=photo)
-    np.minimum(photo[..., 1], 1, out=photo[..., 1])
+    cv2.min(photo, (np.inf, 1, np.inf, 0), dst=photo)
     cv2.cvtColor(photo, cv2.COLOR_HSV2RGB, dst=photo)
     stretch = np.full((3, 4), (1 - contrast) / 3, np.float32)
     stretch[:, :3] += contrast * np.eye(3, dtype=np.float32)

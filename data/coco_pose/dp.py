@@ -30,11 +30,12 @@ class GenerateHeatmap:
         R, reach = self.output_res, self.reach
         # A margin as wide as the window takes what would stand out over the edges.
         heatmaps = np.zeros((self.num_parts, R + 2 * reach, R + 2 * reach), np.float32)
-        pixels, inside = pixels_of(keypoints, R)
-        joints = inside.nonzero()[1]
-        for k, (x, y) in zip(joints.tolist(), pixels[inside].tolist(), strict=True):
-            target = heatmaps[k, y : y + 2 * reach + 1, x : x + 2 * reach + 1]
-            np.maximum(target, self.window, out=target)
+        windows = np.lib.stride_tricks.sliding_window_view(
+            heatmaps, self.window.shape, axis=(1, 2), writeable=True
+        )
+        for person, there in zip(*pixels_of(keypoints, R), strict=True):
+            k, (x, y) = there.nonzero()[0], person[there].T  # never twice the same map
+            windows[k, y, x] = np.maximum(windows[k, y, x], self.window)
         return np.ascontiguousarray(heatmaps[:, reach:-reach, reach:-reach])
 
 
