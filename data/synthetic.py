@@ -378,10 +378,10 @@ def _arrange(rng, shape, horizon, people):
     counts = np.arange(people[0], people[1] + 1)
     weights = np.arange(len(counts), 0, -1)  # the fewer, the more often
     count = rng.choice(counts, p=weights / weights.sum())
-    high = 1.1 if count < 3 else 0.95
+    low, high = (0.8, 1.2) if count < 3 else (0.6, 0.9)
     for _ in range(20):
         figures = []
-        for tall in np.sort(rng.uniform(0.65, high, count)) * shape[0] / FINE:
+        for tall in np.sort(rng.uniform(low, high, count)) * shape[0] / FINE:
             tries = (_try_figure(rng, tall, horizon, eye, shape, figures) for _ in range(12))
             figures += filter(None, [next(filter(None, tries), None)])
         if len(figures) >= people[0]:
@@ -514,7 +514,7 @@ def draw_picture(rng, size, people):
         has `overlaps` besides, whether the full figure shares pixels with another one.
     """
     short = int(round(size * 0.75))
-    sides = ((short, size), (size, short), (size, size))[rng.choice(3, p=(0.1, 0.3, 0.6))]
+    sides = ((short, size), (size, short), (size, size))[rng.choice(3, p=(0.1, 0.2, 0.7))]
     height, width = sides
     shape = (height * FINE, width * FINE)
     horizon = rng.uniform(0.18, 0.5) * height
