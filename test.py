@@ -45,7 +45,7 @@ from utils.run import (
 
 STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
 DIVERGED = 10  # a heatmap, trained toward 1, that exceeds this is noise
-MAPS = 16  # that refine looks at together: about what a CPU's cache holds
+TOGETHER = 2**18  # values of maps that refine looks at together: about what a CPU's cache holds
 VISIBLE = 0.1  # score of the people that pictures show
 
 
@@ -178,8 +178,8 @@ def refine(det, tag, person):
     means = torch.from_numpy(means[owner]).to(det)  # (M, D)
     joints = torch.from_numpy(missing).to(det.device)
     planes = tag.unbind(-1)
-    best = []
-    for k, mean in zip(joints.split(MAPS), means.split(MAPS), strict=True):
+    best, count = [], max(1, TOGETHER // (H * W))
+    for k, mean in zip(joints.split(count), means.split(count), strict=True):
         distance = torch.zeros((len(k), H, W), dtype=det.dtype, device=det.device)
         for d, plane in enumerate(planes):
             gap = plane[k].sub_(mean[:, d, None, None])

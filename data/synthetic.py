@@ -106,7 +106,7 @@ def _view(rng):
     front = rng.random() < 0.8
     turn = np.clip(rng.normal(0, 40 if front else 28), -70, 70)
     head = np.clip(turn + rng.normal(0, 22), *((-84, 84) if front else (-50, 50)))
-    lying = rng.choice((-1, 1)) * rng.uniform(50, 100) if rng.random() < 0.07 else 0
+    lying = rng.choice((-1, 1)) * rng.uniform(50, 100) if rng.random() < 0.03 else 0
     camera = _rotation(2, lying + rng.normal(0, 4)) @ _rotation(0, -rng.uniform(2, 12))
     trunk, head = (camera @ _rotation(1, angle + 180 * (not front)) for angle in (turn, head))
     return trunk, head @ _rotation(0, rng.normal(-3, 9)) @ _rotation(2, rng.normal(0, 7)), front

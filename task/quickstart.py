@@ -41,13 +41,13 @@ __config__['train'].update(
 )
 # Drawn people vary by themselves; straying further would cost time that there is not.
 __config__['augmentation'].update(
-    rotation=10.0,
-    scale=[0.9, 1.1],
-    shift=10.0,
-    hue=20.0,
-    saturation=[0.8, 1.2],
-    brightness=0.1,
-    contrast=[0.8, 1.2],
+    rotation=5.0,
+    scale=[0.95, 1.05],
+    shift=5.0,
+    hue=10.0,
+    saturation=[0.9, 1.1],
+    brightness=0.05,
+    contrast=[0.9, 1.1],
 )
 __config__['test'].update(
     batchsize=8,
