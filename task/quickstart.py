@@ -25,8 +25,8 @@ __config__['model'].update(
 )
 __config__['train'].update(
     batchsize=8,  # many small steps get further in a few minutes than fewer large ones
-    epochs=8,  # 8 * 8,000 images, 33 passes over the pictures
-    train_iters=1000,
+    epochs=8,  # 8 * 6,800 images, 28 passes over the pictures
+    train_iters=850,
     valid_iters=25,  # the 200 validation pictures
     eval_epochs=4,
     input_res=128,  # half the pictures' side
@@ -34,7 +34,7 @@ __config__['train'].update(
     sigma=0.027,  # 0.86 output pixels; at 1/64 a joint would be half a pixel wide
     learning_rate=2e-3,  # ten times the full recipe's: with BatchNorm, and little time
     warmup_iters=100,
-    decay_iters=[2500, 8000],  # a long way down: the last third is where AP grows fastest
+    decay_iters=[2100, 6800],  # a long way down: the last third is where AP grows fastest
     decay_rate=2e-5,
     # Tags part early if push outweighs pull, and heatmaps do not suffer while both stay small.
     loss_weights={'detection': 1.0, 'push': 2e-3, 'pull': 1e-3},
