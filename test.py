@@ -15,6 +15,7 @@ import importlib
 import io
 import json
 import sys
+from collections import Counter
 from itertools import zip_longest
 from math import gcd
 
@@ -45,7 +46,7 @@ from utils.run import (
 
 STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
 DIVERGED = 10  # a heatmap, trained toward 1, that exceeds this is noise
-TOGETHER = 2**18  # values of maps that refine looks at together: about what a CPU's cache holds
+CACHED = 2**18  # values of maps that refine looks at together: about what a CPU's cache holds
 VISIBLE = 0.1  # score of the people that pictures show
 
 
@@ -171,21 +172,21 @@ def refine(det, tag, person):
     if people.ndim == 2:
         return refine(det, tag, people[None])[0]
     found = people[:, :, 2] > 0  # (P, K)
-    owner, missing = np.nonzero(~found & found.any(1)[:, None])  # (M,) each
+    missing, owner = np.nonzero((~found & found.any(1)[:, None]).T)  # (M,) each, joint by joint
     if len(owner) == 0:
         return people
     means = (people[:, :, 3:] * found[..., None]).sum(1) / found.sum(1).clip(1)[:, None]
     means = torch.from_numpy(means[owner]).to(det)  # (M, D)
     joints = torch.from_numpy(missing).to(det.device)
-    planes = tag.unbind(-1)
-    best, count = [], max(1, TOGETHER // (H * W))
-    for k, mean in zip(joints.split(count), means.split(count), strict=True):
-        distance = torch.zeros((len(k), H, W), dtype=det.dtype, device=det.device)
-        for d, plane in enumerate(planes):
-            gap = plane[k].sub_(mean[:, d, None, None])
-            distance.addcmul_(gap, gap)
-        suits = distance.sqrt_().round_().neg_().add_(det[k])
-        best.append(suits.flatten(1).argmax(1))
+    best, together = [], max(1, CACHED // (H * W))
+    for k, of_joint in enumerate(means.split(np.bincount(missing, minlength=K).tolist())):
+        for mean in of_joint.split(together):
+            distance = torch.zeros((len(mean), H, W), dtype=det.dtype, device=det.device)
+            for d, plane in enumerate(tag[k].unbind(-1)):
+                gap = plane - mean[:, d, None, None]
+                distance.addcmul_(gap, gap)
+            suits = det[k] - distance.sqrt_().round_()
+            best.append(suits.flatten(1).argmax(1))
     best = torch.cat(best)
     y, x = best // W, best % W
     pixels = torch.stack([torch.zeros_like(joints), joints, y, x], 1)
@@ -391,7 +392,9 @@ def write_pictures(folder, split, evaluation, detections, count, sure):
     """
     ids = evaluation.params.imgIds
     shares = {image_id: found_share(evaluation, image_id) for image_id in ids}
-    ranked = sorted((i for i in ids if shares[i] is not None), key=shares.get)
+    people = Counter(a['image_id'] for a in split.annotations if ref.has_people(a))
+    # Of equally good pictures those with more people tell more.
+    ranked = sorted((i for i in ids if shares[i] is not None), key=lambda i: (shares[i], people[i]))
     worst, best = ranked[: count // 2], ranked[::-1][: count - count // 2]
     best = [image_id for image_id in best if image_id not in worst]
     kinds = [('best', image_id) for image_id in best], [('worst', image_id) for image_id in worst]
