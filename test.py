@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from data.coco_pose import dp, ref
 from task import pose
+from utils import dist
 from utils.affine import get_transform, invert, kpt_affine, warp
 from utils.device import choose_device, choose_precision
 from utils.draw import beside, draw_people
@@ -81,8 +82,13 @@ def load(name, which='checkpoint', task='pose', settings=()):
     one. settings: changes of the config, as --set takes them. Raises UserError.
     """
     run = Run(name)
-    path = run.require(which)
-    config = apply_settings(run.config(task), settings)
+    path = run.checkpoint(which)
+
+    def read_config():
+        run.require(which)
+        return run.config(task)
+
+    config = apply_settings(dist.share(read_config), settings)
     check_config(config, len(ref.PARTS))
     network = load_task(config['run']['task']).make_network(config).network
     load_network(network, read_checkpoint(path)['state_dict'], path)
@@ -301,27 +307,39 @@ def collate(samples):
 
 
 def predict(func, split, ids, mode, scales=None):
-    """The detections of photos as COCO takes them: a list of dicts, best first in each photo."""
+    """The detections of photos as COCO takes them: a list of dicts, best first in each photo.
+
+    Under torchrun each rank looks at its share of the photos, and rank 0 returns those of all, just
+    as one rank alone would; the others return an empty list.
+    """
     config = func.config
     scales = scales or config['test']['scales'][mode]
     photos = Photos(split, ids, config, scales)
     workers = dp.worker_count(config['test']['num_workers'])
     batches = photos.batches(config['test']['batchsize'])
-    loader = dp.make_loader(photos, workers, batch_sampler=batches, collate_fn=collate)
-    detections = []
-    with tqdm(total=len(ids), desc=f'test {mode}', unit='photo', disable=None) as bar:
+    own = batches[dist.rank() :: dist.world_size()]
+    loader = dp.make_loader(photos, workers, batch_sampler=own, collate_fn=collate)
+    found = []  # of each own batch, a list of detections
+    bar = tqdm(total=len(ids), desc=f'test {mode}', unit='photo',
+               disable=None if dist.rank() == 0 else True)  # fmt: skip
+    with bar:
         for numbers, sizes, frames, inputs in loader:
             if config['test']['mirror']:
                 inputs = [torch.cat([x, x.flip(2)]) for x in inputs]
             preds = [func(x)[0][:, -1] for x in inputs]
             B = len(numbers)
+            found.append([])
             for b, number in enumerate(numbers):
-                own = [pred[b::B] for pred in preds]
-                people, scores = find_people(own, frames[b], sizes[b], scales, config)
-                detections += to_coco(people, scores, ids[number])
-            bar.update(B)
-            bar.set_postfix(people=len(detections))
-    return detections
+                maps = [pred[b::B] for pred in preds]
+                people, scores = find_people(maps, frames[b], sizes[b], scales, config)
+                found[-1] += to_coco(people, scores, ids[number])
+            bar.update(min(B * dist.world_size(), bar.total - bar.n))
+    of_ranks = [json.loads(data) for data in dist.gather_bytes(json.dumps(found).encode())]
+    if dist.rank() > 0:
+        return []
+    # Batches were dealt out like cards.
+    dealt = [batch for turn in zip_longest(*of_ranks, fillvalue=[]) for batch in turn]
+    return [detection for batch in dealt for detection in batch]
 
 
 def to_coco(people, scores, image_id):
@@ -363,10 +381,13 @@ def coco_scores(split, ids, detections):
 def evaluate(func, split, mode='single', scales=None, limit=0):
     """COCO AP of a Predictor on a split: figures by name, summary, COCOeval, and the detections.
 
-    split: a ref.Split; limit: only its first photos, 0 for all. Raises DataError.
+    split: a ref.Split; limit: only its first photos, 0 for all. All ranks take part, rank 0 has the
+    result, and the others get nothing. Raises DataError.
     """
     ids = split.ids[:limit] if limit else split.ids
     detections = predict(func, split, ids, mode, scales)
+    if dist.rank() > 0:
+        return {}, '', None, detections
     return *coco_scores(split, ids, detections), detections
 
 
@@ -456,12 +477,15 @@ def parse_args():
 
 def main():
     args = parse_args()
+    dist.start()
     settings = args.set + ['test.refine=False'] * args.no_refine
     func = load(args.exp, args.checkpoint, args.task, settings)
     split = importlib.import_module(func.config['data_provider']).open_valid(func.config)
     figures, text, evaluation, detections = evaluate(
         func, split, args.mode, args.scales, args.limit
     )
+    if dist.rank() > 0:
+        return
     print(text, end='')
     run = Run(args.exp)
     write_json(run.folder / 'dt.json', detections)

@@ -4,6 +4,7 @@ python train.py -e run1                          a new run of the task pose
 python train.py -c run1                          go on where run1 stopped
 python train.py -t quickstart -e quickstart      another task, see task/
 python train.py -e small --set train.batchsize=8 model.nstack=2
+torchrun --nproc-per-node 8 train.py -e run1     a process for each of 8 GPUs
 """
 
 import argparse
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from data.coco_pose import dp, ref
 from test import Predictor, evaluate
+from utils import dist
 from utils.device import choose_device, choose_precision
 from utils.run import (
     Run,
@@ -31,50 +33,11 @@ from utils.run import (
     load_task,
     read_checkpoint,
 )
+from utils.stop import Interrupted, Stopper
 
-TRAINING_STATE = {'optimizer', 'step', 'epoch', 'samples', 'best', 'totals', 'random'}
+TRAINING_STATE = {'optimizer', 'step', 'epoch', 'samples', 'best', 'sums', 'random'}
 INPUTS = ('imgs', 'masks', 'keypoints', 'heatmaps')
-
-
-class Interrupted(Exception):
-    """The user, or the scheduler, wants the run to stop."""
-
-
-class Stopper:
-    """Turns Ctrl-C and SIGTERM into an exception at a moment when nothing is lost.
-
-    The first signal waits for the end of the step; a second one of its kind kills as usual.
-    """
-
-    def __init__(self):
-        self.asked = None
-        self.waiting = True  # whether a signal waits for `check`
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.handle)
-
-    def handle(self, number, frame):
-        self.asked = signal.Signals(number)
-        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        signal.signal(number, default)
-        if hasattr(signal, 'SIGCHLD'):
-            # A scheduler's signal ends the workers, too: their death is no error any more.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if not self.waiting:
-            raise Interrupted
-
-    def check(self):
-        if self.asked:
-            raise Interrupted
-
-    @contextlib.contextmanager
-    def at_once(self):
-        """Within it a signal need not wait, since nothing is being changed."""
-        self.check()
-        self.waiting = False
-        try:
-            yield
-        finally:
-            self.waiting = True
+SKIPS = 10  # steps in a row whose losses may be not finite where train.on_nonfinite is 'skip'
 
 
 def learning_rate(settings, step):
@@ -90,38 +53,27 @@ def learning_rate(settings, step):
     return base + (final - base) * (step - start) / (end - start)
 
 
-def read_losses(recent, names):
-    """The sums of the losses of recent steps; UserError where one of them is not finite.
-
-    recent: (step, image ids, (losses,) on the device) per step. Reading waits for the device, so it
-    is done once per log line.
-    """
-    table = torch.stack([losses for _, _, losses in recent]).cpu()
-    for (step, image_ids, _), row in zip(recent, table, strict=True):
-        if not row.isfinite().all():
-            values = ', '.join(f'{n} {v:g}' for n, v in zip(names, row.tolist(), strict=True))
-            raise UserError(
-                f'losses are not finite at step {step}: {values}; images {image_ids.tolist()}. '
-                'The last checkpoint is from before; lower train.learning_rate, set '
-                'train.clip_norm, or look at these images'
-            )
-    return table.double().sum(0)
-
-
 class Training:
-    """A run in progress: what a checkpoint holds, and how it moves on."""
+    """A run in progress on this rank: what a checkpoint holds, and how it moves on."""
 
-    def __init__(self, run, config, checkpoint=None):
+    def __init__(self, run, config, checkpoint=None, launch=()):
         """Builds everything before anything is written. Raises UserError and DataError."""
         self.run, self.config, self.settings = run, config, config['train']
+        check_shares(self.settings)
         self.device = choose_device()
         self.dtype, reason = choose_precision(self.settings['precision'], self.device)
         self.test_dtype, _ = choose_precision(config['test']['precision'], self.device)
         checkpoint = checkpoint or {}
         self.step, self.epoch = checkpoint.get('step', 0), checkpoint.get('epoch', 0)
-        self.samples = checkpoint.get('samples', 0)  # training images drawn so far
+        self.samples = checkpoint.get('samples', 0)  # training images drawn so far, by all ranks
         self.best = checkpoint.get('best', {'AP': -1.0, 'valid': float('inf')})
+        self.weights = self.settings['loss_weights']
+        # Over the epoch and all ranks: losses (L, S), the steps they are of, and those left out.
+        nothing = torch.zeros(len(self.weights), config['model']['nstack'], dtype=torch.float64)
+        start = {'losses': nothing, 'steps': 0, 'skipped': 0, 'skipped_in_a_row': 0}
+        self.sums = checkpoint.get('sums', start)
         self.problems = set()  # broken photos that have been reported
+        self.unwritten = set()  # files whose last version could not be written
         provider = importlib.import_module(config['data_provider'])
         self.loaders = provider.init(config, self.samples)
 
@@ -129,56 +81,89 @@ class Training:
         if checkpoint:
             load_network(self.task.network, checkpoint['state_dict'], run.checkpoint())
         self.task.to(self.device)
-        gpus = torch.cuda.device_count()
-        self.replicas = nn.DataParallel(self.task) if gpus > 1 else self.task
+        self.replicas = spread(self.task, self.device)
         self.optimizer = torch.optim.Adam(self.task.parameters(), fused=True)
-        self.weights = self.settings['loss_weights']
-        self.totals = torch.zeros(len(self.weights), dtype=torch.float64)  # sums over the epoch
         if checkpoint:
-            try:
-                self.optimizer.load_state_dict(checkpoint['optimizer'])
-            except (KeyError, ValueError):
-                raise UserError(
-                    f'{run.checkpoint()} holds no optimizer state for this network: it can be '
-                    f"tested ('python test.py -c {run.name}') but not continued"
-                ) from None
-            self.totals = checkpoint['totals']
-            torch.set_rng_state(checkpoint['random']['cpu'])
-            if len(checkpoint['random']['cuda']) == gpus:
-                torch.cuda.set_rng_state_all(checkpoint['random']['cuda'])
-        run.create(config)
+            self.restore(checkpoint)
+        if dist.rank() == 0:
+            run.create(config, launch)
         self.stopper = Stopper()
-        self.introduce(gpus, reason)
+        self.introduce(reason)
 
-    def introduce(self, gpus, reason):
+    def restore(self, checkpoint):
+        """Takes the optimizer and the random states from a checkpoint."""
+        try:
+            self.optimizer.load_state_dict(checkpoint['optimizer'])
+        except (KeyError, ValueError):
+            raise UserError(
+                f'{self.run.checkpoint()} holds no optimizer state for this network: it can be '
+                f"tested ('python test.py -c {self.run.name}') but not continued"
+            ) from None
+        torch.set_rng_state(checkpoint['random']['cpu'])
+        if len(checkpoint['random']['cuda']) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(checkpoint['random']['cuda'])
+
+    def introduce(self, reason):
         """Says what explains a wrong run."""
         config, settings = self.config, self.settings
         parameters = sum(p.numel() for p in self.task.parameters())
-        where = (
-            f'{gpus} GPU{"s" * (gpus > 1)}' if gpus else f'CPU, {torch.get_num_threads()} threads'
-        )
+        ranks, gpus = dist.world_size(), torch.cuda.device_count()
+        if dist.active():
+            where = f'{ranks} rank{"s" * (ranks > 1)} on {"GPUs" if gpus else "CPUs"}'
+        else:
+            where = f'{gpus} GPU{"s" * (gpus > 1)}' if gpus else 'CPU'
+        if not gpus:
+            where += f', {torch.get_num_threads()} threads'
+        parts = ranks * settings['accumulate']
+        batch = f'{settings["batchsize"]} images' + (
+            f' ({ranks} ranks x {settings["accumulate"]} backward passes x '
+            f'{settings["batchsize"] // parts})' if parts > 1 else ''
+        )  # fmt: skip
         self.say(
             f'{self.run.folder}: {config["network"]}, {parameters:,} parameters\n'
             f'images: {len(self.loaders["train"].dataset):,} for training, '
             f'{len(self.loaders["valid"].dataset):,} for validation\n'
             f'{settings["epochs"]} epochs of {settings["train_iters"]} steps of '
-            f'{settings["batchsize"]} images, {dp.worker_count(settings["num_workers"])} workers, '
+            f'{batch}, {dp.worker_count(settings["num_workers"])} workers, '
             f'learning rate {settings["learning_rate"]:g}\n'
             f'{where}, {reason}'
         )
+        if config['model']['bn'] and parts > 1:
+            of_all = ranks > 1 and gpus and settings['accumulate'] == 1
+            self.say(
+                'note: BatchNorm sees the images of '
+                + ('all ranks together' if of_all else 'one rank and one backward pass at a time')
+            )
         if ref.trains_on_valid(config['data']):
             self.say('note: validation uses the training photos; its AP measures memory')
         if self.step:
             self.say(f'continuing at step {self.step}, epoch {self.epoch + 1}')
 
     def say(self, text):
-        """Prints, without disturbing a progress bar, and logs."""
-        tqdm.write(text)
-        self.run.log(text)
-        sys.stdout.flush()
+        """Prints, without disturbing a progress bar, and logs; rank 0 speaks for all."""
+        if dist.rank() == 0:
+            tqdm.write(text)
+            sys.stdout.flush()
+            self.write('log', lambda: self.run.log(text))
+
+    def write(self, name, action):
+        """Whether `action` could write a file: a full disk does not end a run, nor go unnoticed."""
+        try:
+            action()
+        except OSError as error:
+            self.unwritten.add(name)
+            print(
+                f'warning: {self.run.folder}/{name} is not up to date ({error.strerror}): '
+                'make room; the next save tries again', file=sys.stderr, flush=True,
+            )  # fmt: skip
+            return False
+        self.unwritten.discard(name)
+        return True
 
     def save(self, which='checkpoint'):
-        """Saves all that a resume needs to go on as if nothing had happened."""
+        """Saves all that a resume needs to go on as if nothing had happened; whether it could."""
+        if dist.rank() > 0:
+            return True
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         state = {
             'state_dict': self.task.network.state_dict(),
@@ -187,69 +172,130 @@ class Training:
             'epoch': self.epoch,
             'samples': self.samples,
             'best': self.best,
-            'totals': self.totals,
+            'sums': self.sums,
             'random': {'cpu': torch.get_rng_state(), 'cuda': cuda},
             'config': self.config,
         }
-        self.run.save(state, which)
+        return self.write(f'{which}.pth.tar', lambda: self.run.save(state, which))
+
+    def next_batch(self, batches):
+        """This rank's share of the next batch. Raises DataError where a worker died."""
+        try:
+            batch = next(batches)
+        except RuntimeError as error:
+            raise worker_death(error, self.run) from None
+        for problem in set(batch['problem']) - {''} - self.problems:
+            self.problems.add(problem)
+            text = f'warning: {problem}; another photo takes its place'
+            # A photo can be broken on the disk of one machine alone, which rank 0 does not see.
+            self.say(text) if dist.rank() == 0 else print(text, file=sys.stderr, flush=True)
+        return batch
 
     def losses_of(self, batch):
         """Losses of a batch by name, each (B, S)."""
         inputs = {name: batch[name].to(self.device, non_blocking=True) for name in INPUTS}
         return self.replicas(**inputs, dtype=self.dtype)
 
+    def table(self, losses):
+        """Named losses (B, S) as their means over the images, (L, S)."""
+        return torch.stack([losses[name].detach().mean(0) for name in self.weights])
+
+    def objective(self, losses):
+        """The weighted sum of named losses."""
+        return sum(weight * losses[name] for name, weight in self.weights.items())
+
     def train_step(self, batch):
-        """One step of Adam. Returns the mean losses (L,), on the device."""
-        losses = self.losses_of(batch)
-        means = {name: losses[name].mean() for name in self.weights}
-        objective = sum(self.weights[name] * means[name] for name in self.weights)
+        """One step of Adam on this rank's share of a batch.
+
+        Returns the losses' means (L, S), on the device, and whether the step was taken.
+        """
+        settings, passes = self.settings, self.settings['accumulate']
+        skips = settings['on_nonfinite'] == 'skip'
+        buffers = [buffer.clone() for buffer in self.task.buffers()] if skips else []
         self.optimizer.zero_grad()
-        objective.backward()
-        if self.settings['clip_norm'] > 0:
-            nn.utils.clip_grad_norm_(self.task.parameters(), self.settings['clip_norm'])
+        table = 0
+        for number, part in enumerate(split(batch, passes), 1):
+            with self.gradients_stay() if number < passes else contextlib.nullcontext():
+                losses = self.losses_of(part)
+                objective = self.objective({name: losses[name].mean() for name in self.weights})
+                table = table + self.table(losses) / passes
+                if skips and dist.any_rank(not objective.isfinite()):
+                    for buffer, before in zip(self.task.buffers(), buffers, strict=True):
+                        buffer.copy_(before)
+                    return table, False
+                (objective / passes).backward()
+        if settings['clip_norm'] > 0:
+            nn.utils.clip_grad_norm_(self.task.parameters(), settings['clip_norm'])
         for group in self.optimizer.param_groups:
-            group['lr'] = learning_rate(self.settings, self.step)
+            group['lr'] = learning_rate(settings, self.step)
         self.optimizer.step()
-        return torch.stack([mean.detach() for mean in means.values()])
+        return table, True
+
+    def gradients_stay(self):
+        """Within it backward adds to this rank's own gradients, for a later pass to exchange."""
+        return self.replicas.no_sync() if dist.active() else contextlib.nullcontext()
+
+    def read_losses(self, recent):
+        """Adds the losses of recent steps to the epoch's sums; UserError where they are not finite.
+
+        recent: per step its number, image ids (B,), losses (L, S) on the device, and whether the
+        step was taken. Reading waits for the device, so it is done once per log line.
+        """
+        tables = dist.mean(torch.stack([table for _, _, table, _ in recent]).cpu())  # (N, L, S)
+        for (step, image_ids, _, taken), table in zip(recent, tables, strict=True):
+            if taken and table.isfinite().all():
+                self.sums['losses'] += table
+                self.sums['steps'] += 1
+                self.sums['skipped_in_a_row'] = 0
+                continue
+            self.sums['skipped'] += 1
+            self.sums['skipped_in_a_row'] += 1
+            row = self.sums['skipped_in_a_row']
+            values = show(self.named(table)).replace(' |', ',')
+            found = f'losses are not finite at step {step}: {values}; images '
+            found += f'{dist.gather(image_ids).tolist()}'
+            if taken or row > SKIPS:
+                raise UserError(
+                    found + f' ({row} steps in a row)' * (row > 1) + '. The last checkpoint is '
+                    'from before; lower train.learning_rate, set train.clip_norm, or look at '
+                    'these images' + ("; train.on_nonfinite='skip' leaves out single steps" * taken)
+                )
+            self.say(f'warning: {found}; step skipped')
+
+    def named(self, table):
+        """The means over stacks of a table (L, S) by name."""
+        return dict(zip(self.weights, table.mean(1).tolist(), strict=True))
+
+    def mean_losses(self):
+        """The epoch's losses so far (L, S)."""
+        return self.sums['losses'] / max(self.sums['steps'], 1)
 
     def train_epoch(self, batches):
         """The steps that this epoch lacks. Returns images per second, and the share of waiting."""
-        settings, names = self.settings, list(self.weights)
+        settings = self.settings
         self.task.train()
-        first, last = (
-            self.epoch * settings['train_iters'],
-            (self.epoch + 1) * settings['train_iters'],
-        )
+        first = self.epoch * settings['train_iters']
+        last = first + settings['train_iters']
         bar = tqdm(
-            total=settings['train_iters'], initial=self.step - first, disable=None, leave=False,
-            desc=f'epoch {self.epoch + 1}', unit='step',
+            total=settings['train_iters'], initial=self.step - first, leave=False,
+            disable=None if dist.rank() == 0 else True, desc=f'epoch {self.epoch + 1}', unit='step',
         )  # fmt: skip
         start = told = saved = time.monotonic()
         samples, waited, recent = self.samples, 0.0, []
         while self.step < last:
             before = time.monotonic()
-            try:
-                batch = next(batches)
-            except RuntimeError:  # of a worker that died
-                if self.stopper.asked is None:
-                    raise
-                self.totals += read_losses(recent, names) if recent else 0
-                self.stopper.check()
+            batch = self.next_batch(batches)
             waited += time.monotonic() - before
-            for problem in set(batch['problem']) - {''} - self.problems:
-                self.problems.add(problem)
-                self.say(f'warning: {problem}; another photo takes its place')
-            losses = self.train_step(batch)
+            table, taken = self.train_step(batch)
             self.step += 1
             self.samples += settings['batchsize']
-            recent.append((self.step, batch['image_id'], losses))
+            recent.append((self.step, batch['image_id'], table, taken))
             bar.update()
-            stopping = self.stopper.asked is not None
+            stopping = dist.any_rank(self.stopper.asked)
             if self.step % settings['log_iters'] == 0 or self.step == last or stopping:
-                self.totals += read_losses(recent, names)
+                self.read_losses(recent)
                 recent = []
-                means = self.totals / (self.step - first)
-                text = show(dict(zip(names, means.tolist(), strict=True)))
+                text = show(self.named(self.mean_losses()))
                 bar.set_postfix_str(text)
                 now = time.monotonic()
                 if bar.disable and now - told > 30:
@@ -258,31 +304,27 @@ class Training:
                 if now - saved > 60 * settings['save_minutes']:
                     self.save()
                     saved = time.monotonic()
-            self.stopper.check()
+            if stopping:
+                raise Interrupted
         bar.close()
         seconds = max(time.monotonic() - start, 1e-9)
         return (self.samples - samples) / seconds, waited / seconds
 
     @torch.no_grad()
     def validate(self):
-        """Mean losses by name over valid_iters batches of validation; changes nothing."""
+        """Mean losses (L, S) over valid_iters batches of validation; changes nothing."""
         self.task.eval()
-        sums = torch.zeros(len(self.weights), dtype=torch.float64)
-        for batch in self.loaders['valid']:
-            losses = self.losses_of(batch)
-            sums += torch.stack([losses[name].mean() for name in self.weights]).cpu()
-        means = (sums / self.settings['valid_iters']).tolist()
-        return dict(zip(self.weights, means, strict=True))
+        sums = torch.zeros_like(self.sums['losses'])
+        batches = iter(self.loaders['valid'])
+        for _ in range(self.settings['valid_iters']):
+            sums += self.table(self.losses_of(self.next_batch(batches))).cpu()
+        return dist.mean(sums / self.settings['valid_iters'])
 
     def measure_ap(self):
-        """Single-scale COCO figures on the validation split; changes nothing."""
+        """Single-scale COCO figures on the validation split, on rank 0; changes nothing."""
         func = Predictor(self.task.network, self.config, self.device, self.test_dtype)
         figures, *_ = evaluate(func, self.loaders['valid_split'])
         return figures
-
-    def objective(self, losses):
-        """The weighted sum of named losses."""
-        return sum(weight * losses[name] for name, weight in self.weights.items())
 
     def loop(self):
         """Trains to the last epoch. Raises Interrupted, and UserError on a loss not finite."""
@@ -291,41 +333,45 @@ class Training:
         started, first_epoch = time.monotonic(), self.epoch
         while self.epoch < settings['epochs']:
             rate, wait = self.train_epoch(batches)
+            self.save()  # whatever happens to validation, the epoch's steps are done
             with self.stopper.at_once():
                 number = self.epoch + 1
                 due = settings['eval_epochs'] and number % settings['eval_epochs'] == 0
-                try:
-                    valid = self.validate()
-                    figures = self.measure_ap() if due else {}
-                except ref.DataError:
-                    self.save()  # a broken validation photo must not cost the epoch
-                    raise
-            train = dict(
-                zip(self.weights, (self.totals / settings['train_iters']).tolist(), strict=True)
-            )
-            self.epoch, self.totals = number, torch.zeros_like(self.totals)
-            improved = self.note_best(figures, self.objective(valid))
-            self.save()
-            if improved:
-                self.save('best')
-            lr = learning_rate(settings, self.step - 1)
-            self.run.add_metrics(
-                {'epoch': number, 'step': self.step, 'images': self.samples, 'lr': lr}
-                | train
-                | {'objective': self.objective(train)}
-                | {f'valid_{name}': value for name, value in valid.items()}
-                | {'valid_objective': self.objective(valid)}
-                | {'images_per_second': rate, 'data_wait': wait}
-                | figures
-            )
-            left = settings['epochs'] - number
-            eta = (time.monotonic() - started) / (number - first_epoch) * left
-            ap = f' | AP {figures["AP"]:.3f}' if figures else ''
-            self.say(
-                f'epoch {number}/{settings["epochs"]} | {show(train)} | valid '
-                f'{self.objective(valid):.3g}{ap} | lr {lr:.3g} | {rate:.3g} img/s '
-                f'(data {100 * wait:.0f} %) | eta {duration(eta)}'
-            )
+                valid = self.validate()
+                figures = self.measure_ap() if due else {}
+            per_epoch = (time.monotonic() - started) / (number - first_epoch)
+            eta = per_epoch * (settings['epochs'] - number)
+            self.end_epoch(valid, figures, rate, wait, eta)
+
+    def end_epoch(self, valid, figures, rate, wait, eta):
+        """Notes the figures of an epoch, and saves."""
+        train, valid = self.named(self.mean_losses()), self.named(valid)
+        skipped = self.sums['skipped']
+        self.epoch += 1
+        self.sums |= {'losses': torch.zeros_like(self.sums['losses']), 'steps': 0, 'skipped': 0}
+        before = dict(self.best)
+        if self.note_best(figures, self.objective(valid)) and not self.save('best'):
+            self.best = before
+        self.save()
+        lr = learning_rate(self.settings, self.step - 1)
+        metrics = (
+            {'epoch': self.epoch, 'step': self.step, 'images': self.samples, 'lr': lr}
+            | train
+            | {'objective': self.objective(train)}
+            | {f'valid_{name}': value for name, value in valid.items()}
+            | {'valid_objective': self.objective(valid), 'skipped': skipped}
+            | {'images_per_second': rate, 'data_wait': wait}
+            | figures
+        )
+        if dist.rank() == 0:
+            self.write('metrics.jsonl', lambda: self.run.add_metrics(metrics))
+        ap = f' | AP {figures["AP"]:.3f}' if figures else ''
+        skips = f' | skipped {skipped}' if skipped else ''
+        self.say(
+            f'epoch {self.epoch}/{self.settings["epochs"]} | {show(train)} | valid '
+            f'{self.objective(valid):.3g}{ap}{skips} | lr {lr:.3g} | {rate:.3g} img/s '
+            f'(data {100 * wait:.0f} %) | eta {duration(eta)}'
+        )
 
     def note_best(self, figures, valid):
         """Whether this epoch is the best so far: by AP, or by validation loss before any AP."""
@@ -336,6 +382,45 @@ class Training:
             better = self.best['AP'] < 0 and valid < self.best['valid']
         self.best['valid'] = min(self.best['valid'], valid)
         return better
+
+
+def check_shares(settings):
+    """Raises UserError where a batch cannot be split evenly."""
+    ranks, passes = dist.world_size(), settings['accumulate']
+    if settings['batchsize'] % (ranks * passes):
+        raise UserError(
+            f'train.batchsize is {settings["batchsize"]}: expected a multiple of {ranks * passes}, '
+            f'for {ranks} ranks x {passes} backward passes (train.accumulate)'
+        )
+
+
+def spread(task, device):
+    """The task on all GPUs: of every rank under torchrun, else of this machine."""
+    if dist.active():
+        if device.type == 'cuda':  # nothing of the kind exists for CPUs
+            nn.SyncBatchNorm.convert_sync_batchnorm(task)
+        gpus = [device.index] if device.type == 'cuda' else None
+        # Before every pass rank 0's BatchNorm statistics go to all: they count on one rank alone.
+        return nn.parallel.DistributedDataParallel(task, device_ids=gpus)
+    return nn.DataParallel(task) if torch.cuda.device_count() > 1 else task
+
+
+def split(batch, passes):
+    """The images of a batch in `passes` equal parts."""
+    parts = {name: batch[name].chunk(passes) for name in INPUTS}
+    return [{name: parts[name][i] for name in INPUTS} for i in range(passes)]
+
+
+def worker_death(error, run):
+    """What a loader's RuntimeError means, as a DataError; any other comes back as it is."""
+    if 'DataLoader worker' not in str(error):
+        return error
+    reason = str(error).splitlines()[0]
+    return ref.DataError(
+        f'a process that loads images died, most likely for want of memory ({reason}): lower '
+        'train.num_workers or train.batchsize, or give the machine more (shared) memory; nothing '
+        f"that was saved is lost: go on with 'python train.py -c {run.name}'"
+    )
 
 
 def show(losses):
@@ -353,29 +438,45 @@ def duration(seconds):
     return ' '.join(f'{value} {unit}' for value, unit in parts[first : first + 2])
 
 
-def open_run(args):
-    """The run, its config and for -c its checkpoint. Raises UserError; writes nothing."""
+def choose_run(args, run, launch):
+    """The config of a run, and whether it continues. Raises UserError; writes nothing.
+
+    launch: what dist.launch_marks says, by which torchrun's restarts are known: there the command
+    of a new run means to go on with it.
+    """
     resumes = args.continue_exp is not None
-    run = Run(args.continue_exp if resumes else args.exp)
-    if resumes:
-        checkpoint = read_checkpoint(run.require())
-        if not TRAINING_STATE <= checkpoint.keys():
-            raise UserError(
-                f'{run.checkpoint()} holds weights but no training state: it can be tested '
-                f"('python test.py -c {run.name}') but not continued"
-            )
-        config = run.config(args.task)
-    else:
-        if run.checkpoint().exists():
+    if not resumes and run.checkpoint().exists():
+        resumes = run.is_of_launch(launch)
+        if not resumes:
             raise UserError(
                 f"{run.folder} has a checkpoint: continue it with 'python train.py -c {run.name}', "
                 'or choose another name'
             )
-        checkpoint = None
+    if resumes:
+        run.require()
+        config = run.config(args.task)
+    else:
         config = copy.deepcopy(load_task(args.task).__config__) | {'run': {'task': args.task}}
     config = apply_settings(config, args.set)
     check_config(config, len(ref.PARTS))
-    return run, config, checkpoint
+    return config, resumes
+
+
+def open_run(args):
+    """The run, its config, its checkpoint or None, and the marks of the launch.
+
+    Rank 0 reads, and the others get what it read. Raises UserError; writes nothing.
+    """
+    run = Run(args.exp if args.continue_exp is None else args.continue_exp)
+    launch = dist.launch_marks()
+    config, resumes = dist.share(lambda: choose_run(args, run, launch))
+    checkpoint = read_checkpoint(run.checkpoint()) if resumes else None
+    if resumes and not TRAINING_STATE <= checkpoint.keys():
+        raise UserError(
+            f'{run.checkpoint()} holds weights but no training state: it can be tested '
+            f"('python test.py -c {run.name}') but not continued"
+        )
+    return run, config, checkpoint, launch
 
 
 def parse_args():
@@ -391,19 +492,30 @@ def parse_args():
 
 
 def main():
-    training = Training(*open_run(parse_args()))
-    name = training.run.name
+    """Returns the exit code: 1 where the end of the run is not on the disk."""
+    args = parse_args()
+    dist.start()
+    training = Training(*open_run(args))
+    name, code = training.run.name, 0
     try:
         training.loop()
     except Interrupted:
-        training.save()
+        saved = training.save()
         asked = training.stopper.asked
+        # A scheduler that asked for a stop got what it wanted; after Ctrl-C nothing should follow.
+        code = 0 if asked != signal.SIGINT else 128 + asked
         training.say(
-            f'{asked.name}: saved after step {training.step}; continue with '
-            f"'python train.py -c {name}'"
+            f'{asked.name if asked else "another rank stopped"}: '
+            + (f'saved after step {training.step}' if saved else 'NOT saved')
+            + f"; continue with 'python train.py -c {name}'"
         )
-        sys.exit(128 + asked)
-    training.say(f"done; measure it with 'python test.py -c {name} -m single'")
+    else:
+        training.say(f"done; measure it with 'python test.py -c {name} -m single'")
+    if training.unwritten:
+        names = ', '.join(sorted(training.unwritten))
+        print(f'error: {training.run.folder} lacks the latest {names}', file=sys.stderr)
+        return 1
+    return code
 
 
 if __name__ == '__main__':

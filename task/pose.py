@@ -29,6 +29,8 @@ __config__ = {
     'train': {
         'seed': 0,  # of the network's first weights, the order of photos and their augmentation
         'batchsize': 32,  # images per step over all GPUs
+        'accumulate': 1,  # backward passes that a step's images are split over, for small GPUs
+        'checkpoint_stacks': False,  # computes activations twice instead of keeping them
         'epochs': 362,  # 362 * 32,000 = 11.6 M images, as the published weights saw
         'train_iters': 1000,  # steps per epoch: 32 * 1000 = 32,000 images, half of COCO's 64k
         'valid_iters': 10,  # batches of validation at the end of each epoch
@@ -43,11 +45,13 @@ __config__ = {
         'decay_iters': [200000, 200000],  # steps between which it goes straight to decay_rate:
         'decay_rate': 1e-5,  # the same step twice is a drop
         'clip_norm': 0.0,  # gradients are scaled down to this norm; 0 means never
+        # A loss that is not finite: 'stop' the run, or 'skip' the step, up to 10 times in a row.
+        'on_nonfinite': 'stop',
         'loss_weights': {'detection': 1.0, 'push': 1e-3, 'pull': 1e-3},
         'precision': 'auto',  # 'fp32', 'bf16', or 'auto': bf16 where the device is fast at it
         'num_workers': -1,  # processes that prepare images; -1 means the cores there are, up to 8
         'log_iters': 10,  # steps between two readings of the losses
-        'save_minutes': 15.0,  # a checkpoint at the end of each epoch, and at least this often
+        'save_minutes': 10.0,  # a checkpoint at the end of each epoch, and at least this often
     },
     # How far a training image strays from the whole photo, centred.
     'augmentation': {
@@ -114,5 +118,6 @@ def make_network(config):
     module, name = config['network'].rsplit('.', 1)
     torch.manual_seed(config['train']['seed'])
     network = getattr(importlib.import_module(module), name)(**config['model'])
+    network.checkpoint_stacks = config['train']['checkpoint_stacks']
     # Photos come with their channels last, and convolutions are fastest so.
     return PoseTask(network.to(memory_format=torch.channels_last))

@@ -92,12 +92,12 @@ def test_validation_changes_nothing_and_computes_the_losses(start):
     first, second = training.validate(), training.validate()
     training.measure_ap()
     assert same_state(before, state_of(training))
-    assert first == second
+    assert torch.equal(first, second)
     training.task.eval()
     batches = list(training.loaders['valid'])
     with torch.no_grad():
         means = [training.losses_of(b)['detection'].mean().item() for b in batches]
-    assert first['detection'] == pytest.approx(np.mean(means))
+    assert training.named(first)['detection'] == pytest.approx(np.mean(means))
     run_steps(training, 1)
     assert not same_state(before, state_of(training))
 
@@ -192,12 +192,13 @@ def test_a_signal_finishes_the_step_and_saves(number, make_coco, work, tiny, roo
     time.sleep(2)
     os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches the workers as well
     output, _ = process.communicate(timeout=40)
-    assert process.returncode == 128 + number
+    # After Ctrl-C nothing should follow; a scheduler got what it asked for.
+    assert process.returncode == (130 if number == signal.SIGINT else 0)
     assert "continue with 'python train.py -c run'" in output
     checkpoint = read_checkpoint(work / 'exp' / 'run' / 'checkpoint.pth.tar')
     assert f'saved after step {checkpoint["step"]};' in output
     assert checkpoint['step'] > 0 and checkpoint['epoch'] == 0
-    assert checkpoint['totals'].sum() > 0  # the epoch's figures go on, too
+    assert checkpoint['sums']['losses'].sum() > 0  # the epoch's figures go on, too
 
 
 def test_a_signal_during_validation_loses_nothing(start, monkeypatch):

@@ -2,14 +2,17 @@
 
 import torch
 
+from utils import dist
+
 
 def choose_device():
-    """The GPU where there is one, else the CPU; matrix products on a GPU may use TF32."""
+    """This rank's GPU where there is one, else the CPU; matrix products on a GPU may use TF32."""
     if not torch.cuda.is_available():
         return torch.device('cpu')
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
-    return torch.device('cuda')
+    torch.cuda.set_device(dist.local_rank())
+    return torch.device('cuda', dist.local_rank())
 
 
 def choose_precision(setting, device):

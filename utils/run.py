@@ -5,6 +5,7 @@ import copy
 import difflib
 import importlib
 import importlib.util
+import io
 import json
 import os
 import re
@@ -15,11 +16,14 @@ from pathlib import Path
 
 import torch
 
+from utils import dist
+
 EXPERIMENTS = Path('exp')
 # Keys of the config whose value is 1 or more.
 LEAST_1 = (
     *('train.batchsize', 'train.epochs', 'train.train_iters', 'train.valid_iters'),
     *('train.log_iters', 'train.max_num_people', 'test.batchsize', 'test.max_num_people'),
+    'train.accumulate',
     *('model.nstack', 'model.inp_dim'),
 )
 
@@ -29,16 +33,27 @@ class UserError(Exception):
 
 
 def exit_code(main, *errors):
-    """Calls main(); UserError and `errors` become one line on stderr and the exit code 2.
+    """Calls main() and leaves the other ranks; returns the exit code.
 
+    UserError and `errors` become one line on stderr and the exit code 2.
+
+    All ranks raise a UserError alike, and rank 0 speaks for them; other errors are of one machine.
     Once it returns, the error's frames are gone, which would keep a loader's workers waiting.
     """
     try:
-        main()
+        code = main() or 0
     except (UserError, *errors) as error:
-        print(f'error: {error}', file=sys.stderr)
+        if dist.rank() == 0 or not isinstance(error, UserError):
+            print(f'error: {error}', file=sys.stderr)
         return 2
-    return 0
+    except RuntimeError as error:
+        if not dist.is_loss_of_rank(error):
+            raise
+        reason = str(error).splitlines()[0]
+        print(f'error: rank {dist.rank()} lost another rank, see there: {reason}', file=sys.stderr)
+        return 1
+    dist.stop()
+    return code
 
 
 def load_task(name):
@@ -155,13 +170,20 @@ def check_config(config, num_parts):
 
 
 def write_atomically(path, write):
-    """Calls write(stream) on a file aside and renames it: `path` is old or new, never half."""
+    """Calls write(stream) on a file aside and renames it: `path` is old or new, never half.
+
+    Raises OSError, as on a full disk, and then leaves nothing aside.
+    """
     aside = path.with_name(path.name + '.part')
-    with open(aside, 'wb') as stream:
-        write(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, 'wb') as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path, content):
@@ -173,10 +195,14 @@ def write_json(path, content):
 def read_checkpoint(path):
     """The dict in a checkpoint file, on the CPU; nothing in it is ever executed.
 
-    Raises UserError where the file is missing, broken or holds no network.
+    All ranks call it, and get what rank 0 reads. Raises UserError where the file is missing, broken
+    or holds no network.
     """
+    source = path
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        if dist.world_size() > 1:
+            source = io.BytesIO(dist.share_bytes(path.read_bytes() if dist.rank() == 0 else b''))
+        checkpoint = torch.load(source, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise UserError(f'there is no checkpoint {path}') from None
     # A file cut short or made by something else fails in as many ways as there are readers in it.
@@ -266,8 +292,19 @@ class Run:
             raise UserError(f'{self.config_path} is not the config of a run') from None
         return merge(load_task(task).__config__, saved)
 
-    def create(self, config):
-        """Makes the folder and records the config with the command, versions and commit."""
+    def is_of_launch(self, marks):
+        """Whether it was last started by the torchrun with these marks, see dist.launch_marks."""
+        try:
+            last = json.loads(self.config_path.read_text())['run']['commands'][-1]
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+        return not set(marks).isdisjoint(last.get('launch', []))
+
+    def create(self, config, launch=()):
+        """Makes the folder and records the config with the command, versions and commit.
+
+        launch: the marks of the torchrun that started this (dist.launch_marks). Raises UserError.
+        """
         history = config['run'].setdefault('commands', [])
         history.append(
             {
@@ -275,10 +312,18 @@ class Run:
                 'python': sys.version.split()[0],
                 'torch': str(torch.__version__),
                 'commit': git_commit(),
+                'ranks': dist.world_size(),
+                'launch': list(launch),
             }
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.config_path, config)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.config_path, config)
+        except OSError as error:
+            raise UserError(
+                f'cannot write {self.config_path} ({error.strerror}): runs need room in '
+                f'{EXPERIMENTS.absolute()}'
+            ) from None
 
     def log(self, text):
         """Adds a line to the run's log."""
@@ -295,8 +340,16 @@ class Run:
         write_atomically(path, lambda stream: stream.write(text.encode()))
 
     def save(self, state, which='checkpoint'):
-        """Saves a checkpoint; a kill at any moment leaves the old one or the new one."""
-        write_atomically(self.checkpoint(which), lambda stream: torch.save(state, stream))
+        """Saves a checkpoint; a kill at any moment leaves the old one or the new one.
+
+        Raises OSError, as on a full disk, which keeps the old one.
+        """
+        try:
+            write_atomically(self.checkpoint(which), lambda stream: torch.save(state, stream))
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # which torch.save hides behind its own
+                raise error.__context__ from None
+            raise
 
 
 def git_commit():

@@ -1,5 +1,6 @@
 """The data provider: what the network is trained to answer, and the loaders of both splits."""
 
+import itertools
 import os
 import signal
 
@@ -9,6 +10,9 @@ import torch
 
 from data.coco_pose import ref
 from data.coco_pose.augment import centred, colour, jittered, mirror, warp_sample
+from utils import dist
+
+GRACE = 20  # seconds that a worker outlives a SIGTERM
 
 
 class GenerateHeatmap:
@@ -170,10 +174,28 @@ class Passes(torch.utils.data.Sampler):
             turn, done = turn + 1, 0
 
 
+class RankBatches(torch.utils.data.Sampler):
+    """Batches of `batchsize` numbers over all ranks: of each, the share that this rank loads.
+
+    The batches themselves do not hang on how many ranks there are.
+    """
+
+    def __init__(self, numbers, batchsize):
+        self.numbers = numbers
+        self.batchsize = batchsize
+        share = batchsize // dist.world_size()
+        self.share = slice(dist.rank() * share, (dist.rank() + 1) * share)
+
+    def __iter__(self):
+        numbers = iter(self.numbers)
+        while batch := list(itertools.islice(numbers, self.batchsize)):
+            yield batch[self.share]
+
+
 def worker_count(setting):
-    """The setting, or for -1 the cores this process may use, at most 8."""
+    """The setting, or for -1 this rank's share of the cores that it may use, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return setting if setting >= 0 else min(cores, 8)
+    return setting if setting >= 0 else min(max(cores // dist.local_world_size(), 1), 8)
 
 
 def start_worker(_):
@@ -184,8 +206,9 @@ def start_worker(_):
         # their cores stops them all, while it can well live on the moments that they leave free.
         os.nice(19)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The main process may have a handler of its own, which a forked worker must not inherit.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A scheduler's SIGTERM reaches workers, too, while the ranks still need a batch or two to stop
+    # at the same step. The handler also replaces the main process's own, which a fork inherits.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 def make_loader(dataset, workers, **options):
@@ -212,8 +235,9 @@ def open_valid(config):
 def init(config, samples_done=0):
     """The loaders of a config: {'train': endless batches, 'valid': valid_iters batches}.
 
-    Beside them 'valid_split', the ref.Split that evaluation uses whole. samples_done: training
-    samples that earlier batches have used. Raises DataError.
+    Under torchrun each rank's loaders give its own share of every batch. Beside them 'valid_split',
+    the ref.Split that evaluation uses whole. samples_done: training samples that earlier batches
+    have used, over all ranks. Raises DataError.
     """
     settings = config['train']
     workers = worker_count(settings['num_workers'])
@@ -225,7 +249,7 @@ def init(config, samples_done=0):
     numbers = [(0, i % len(valid)) for i in range(settings['valid_iters'] * batchsize)]
     passes = Passes(len(train), settings['seed'], samples_done)
     return {
-        'train': make_loader(train, workers, batch_size=batchsize, sampler=passes),
-        'valid': make_loader(valid, workers, batch_size=batchsize, sampler=numbers),
+        'train': make_loader(train, workers, batch_sampler=RankBatches(passes, batchsize)),
+        'valid': make_loader(valid, workers, batch_sampler=RankBatches(numbers, batchsize)),
         'valid_split': valid_split,
     }

@@ -1,0 +1,137 @@
+"""The processes of one run under torchrun: who is who, and the little that they tell each other.
+
+Without torchrun there is one process, rank 0 of 1, and everything here is free of charge. Messages
+are tensors and bytes on the CPU (gloo), so that they never wait for a GPU.
+"""
+
+import datetime
+import json
+import os
+import socket
+from pathlib import Path
+
+import torch
+import torch.distributed as distributed
+
+# One rank may be busy alone for long: reading a checkpoint, computing COCO's figures.
+PATIENCE = datetime.timedelta(hours=1)
+
+
+def start():
+    """Joins the other processes if torchrun started this one; called once by an entry script."""
+    if distributed.is_torchelastic_launched() and not distributed.is_initialized():
+        # Names of both backends: tensors on a GPU travel by NCCL, those on the CPU by gloo.
+        backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
+        distributed.init_process_group(backend, timeout=PATIENCE)
+
+
+def stop():
+    """Leaves the other processes, after work that all of them have ended well."""
+    if active():
+        distributed.destroy_process_group()
+
+
+def active():
+    """Whether torchrun started this process, be it alone or one of many."""
+    return distributed.is_initialized()
+
+
+def rank():
+    """The number of this process among all; 0 is the one that writes."""
+    return distributed.get_rank() if active() else 0
+
+
+def world_size():
+    """How many processes there are, on all machines."""
+    return distributed.get_world_size() if active() else 1
+
+
+def local_rank():
+    """The number of this process among those on its machine, hence of its GPU."""
+    return int(os.environ['LOCAL_RANK']) if active() else 0
+
+
+def local_world_size():
+    """How many processes share this machine."""
+    return int(os.environ['LOCAL_WORLD_SIZE']) if active() else 1
+
+
+def is_loss_of_rank(error):
+    """Whether a RuntimeError says that another rank has gone while this one waited for it."""
+    return active() and (isinstance(error, distributed.DistBackendError) or 'gloo' in str(error))
+
+
+def any_rank(flag):
+    """Whether the flag is true on any rank: a decision that all take alike."""
+    if world_size() == 1:
+        return bool(flag)
+    flags = torch.tensor(int(bool(flag)))
+    distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+    return bool(flags)
+
+
+def gather(tensor):
+    """The tensors (N, ...) of all ranks, on the CPU, one after another: (world_size * N, ...)."""
+    tensor = tensor.cpu()
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    distributed.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def mean(tensor):
+    """The mean of a CPU tensor over all ranks, which add it up in the same order."""
+    return gather(tensor[None]).mean(0) if world_size() > 1 else tensor
+
+
+def gather_bytes(data):
+    """The bytes of every rank, as a list on every rank."""
+    if world_size() == 1:
+        return [data]
+    sizes = gather(torch.tensor([len(data)])).tolist()
+    padded = torch.zeros(max(sizes), dtype=torch.uint8)
+    padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else padded
+    parts = gather(padded[None])
+    return [part[:size].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
+
+
+def share_bytes(data):
+    """The bytes that rank 0 has, on every rank."""
+    if world_size() == 1:
+        return data
+    size = torch.tensor(len(data) if rank() == 0 else 0)
+    distributed.broadcast(size, 0)
+    content = torch.empty(int(size), dtype=torch.uint8)
+    if rank() == 0:
+        content.numpy()[:] = memoryview(data)
+    distributed.broadcast(content, 0)
+    return memoryview(content.numpy())
+
+
+def share(read):
+    """What `read` returns on rank 0 (plain values), on every rank; only rank 0 calls it."""
+    if world_size() == 1:
+        return read()
+    data = json.dumps(read()).encode() if rank() == 0 else b''
+    return json.loads(bytes(share_bytes(data)))
+
+
+def launch_marks():
+    """What marks this launch of torchrun, the same after a restart: its id, and its agents.
+
+    An agent is the torchrun process of one machine, which outlives the processes it restarts. At
+    least one of them is still there when others, and their machines, have gone.
+    """
+    if not active():
+        return []
+    agent = os.getppid()
+    try:  # with the time of its start, since numbers of processes come back
+        started = Path(f'/proc/{agent}/stat').read_text().rpartition(')')[2].split()[19]
+    except OSError:
+        started = ''
+    marks = {
+        mark.decode() for mark in gather_bytes(f'{socket.gethostname()} {agent} {started}'.encode())
+    }
+    named = os.environ.get('TORCHELASTIC_RUN_ID', 'none')
+    return sorted(marks | ({named} - {'none'}))
