@@ -164,7 +164,7 @@ def flip_by_names(names):
         if turned == key:
             matches = [m for m, name in enumerate(names) if name.lower() == turn_stuck(names[k])]
         flip.append(matches[0] if len(matches) == 1 else k)
-    return tuple(flip if flip[m] == k else k for k, m in enumerate(flip))
+    return tuple(m if flip[m] == k else k for k, m in enumerate(flip))
 
 
 def side_words(name):
