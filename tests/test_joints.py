@@ -231,9 +231,9 @@ def test_a_run_meets_annotations_of_other_joints(script, hands, make_coco, work,
 
 def test_mirroring_swaps_the_files_own_pairs(hands, configure):
     """A mirrored photo's maps are the plain one's, mirrored, with the sides swapped."""
-    config = configure(*own(hands), 'augmentation.rotation=0', 'augmentation.scale=[1,1]',
-                       'augmentation.shift=0', 'train.input_res=128', 'train.output_res=32')  # fmt: skip
-    config = dp.with_joints(config)
+    still = ('augmentation.rotation=0', 'augmentation.scale=[1,1]', 'augmentation.shift=0')
+    sizes = ('train.input_res=128', 'train.output_res=32')
+    config = dp.with_joints(configure(*own(hands), *still, *sizes))
     split = dp.open_valid(config)
     plain, mirrored = (
         dp.Dataset(split, config['train'], config['augmentation'] | {'mirror': share})
