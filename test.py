@@ -89,7 +89,7 @@ def load(name, which='checkpoint', task='pose', settings=()):
         return run.config(task)
 
     config = apply_settings(dist.share(read_config), settings)
-    check_config(config, len(ref.PARTS))
+    check_config(config, len(ref.joints_of(config['data']).names))
     network = load_task(config['run']['task']).make_network(config).network
     load_network(network, read_checkpoint(path)['state_dict'], path)
     device = choose_device()
@@ -206,13 +206,14 @@ def refine(det, tag, person):
     return people
 
 
-def group(det, tag, matrix, settings):
+def group(det, tag, matrix, settings, joint_order=None):
     """People (P, K, 3 + D) in image pixels and scores (P,) from the maps of one photo.
 
-    matrix: (2, 3), output frame to image frame. settings: the config's 'test'.
+    matrix: (2, 3), output frame to image frame. settings: the config's 'test'. joint_order: as
+    HeatmapParser takes it.
     """
     parser = HeatmapParser(
-        settings['detection_val'], settings['tag_val'], settings['max_num_people']
+        settings['detection_val'], settings['tag_val'], settings['max_num_people'], joint_order
     )
     people = parser.parse(det[None], tag[None])[0]
     scores = people[:, :, 2].mean(1)
@@ -228,9 +229,11 @@ def find_people(preds, frames, size, scales, config):
 
     size: the photo's (height, width).
     """
-    merged = merge(preds, scales, len(ref.PARTS), list(ref.FLIP))
+    joints = ref.joints_of(config['data'])
+    K, D = len(joints.names), len(preds[0])
+    merged = merge(preds, scales, K, list(joints.flip))
     if merged is None:
-        return np.zeros((0, len(ref.PARTS), 3 + len(preds[0])), np.float32), np.zeros(0, np.float32)
+        return np.zeros((0, K, 3 + D), np.float32), np.zeros(0, np.float32)
     det, tag, first = merged
     if config['test']['shuffle_tags']:
         places = torch.randperm(tag.shape[1] * tag.shape[2], generator=torch.Generator())
@@ -243,7 +246,7 @@ def find_people(preds, frames, size, scales, config):
         outside = torch.ones_like(det[0], dtype=torch.bool)
         outside[max(top, 0) : bottom, max(left, 0) : right] = False
         det = det.masked_fill(outside, -torch.inf)
-    return group(det, tag, invert(matrix), config['test'])
+    return group(det, tag, invert(matrix), config['test'], joints.order)
 
 
 def multiperson(img, func, mode='single', scales=None):
@@ -332,7 +335,7 @@ def predict(func, split, ids, mode, scales=None):
             for b, number in enumerate(numbers):
                 maps = [pred[b::B] for pred in preds]
                 people, scores = find_people(maps, frames[b], sizes[b], scales, config)
-                found[-1] += to_coco(people, scores, ids[number])
+                found[-1] += to_coco(people, scores, ids[number], split.category_id)
             bar.update(min(B * dist.world_size(), bar.total - bar.n))
     of_ranks = [json.loads(data) for data in dist.gather_bytes(json.dumps(found).encode())]
     if dist.rank() > 0:
@@ -342,23 +345,21 @@ def predict(func, split, ids, mode, scales=None):
     return [detection for batch in dealt for detection in batch]
 
 
-def to_coco(people, scores, image_id):
+def to_coco(people, scores, image_id, category_id=1):
     """People as entries of a COCO results file."""
     entries = []
     for i in np.argsort(-scores, kind='stable'):
         # COCO does not look at the third figure; here it tells how sure a joint is.
         keypoints = people[i, :, :3].astype(float).round(3).flatten().tolist()
         score = round(float(scores[i]), 6)
-        entries.append(
-            {'image_id': image_id, 'category_id': 1, 'keypoints': keypoints, 'score': score}
-        )
+        entry = {'image_id': image_id, 'category_id': category_id}
+        entries.append(entry | {'keypoints': keypoints, 'score': score})
     return entries
 
 
 def coco_scores(split, ids, detections):
     """COCO's ten figures by name, its summary as text, and the COCOeval over `ids` itself."""
-    content = ref.read_annotations(split.file)
-    content['categories'] = [{'id': 1, 'name': 'person'}]
+    content = ref.read_annotations(split.file, split.joints)
     truth, found = COCO(), COCO()
     text = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -371,6 +372,7 @@ def coco_scores(split, ids, detections):
             found.createIndex()
         evaluation = COCOeval(truth, found, 'keypoints')
         evaluation.params.imgIds = ids
+        evaluation.params.kpt_oks_sigmas = np.array(split.joints.sigmas)
         evaluation.evaluate()
         evaluation.accumulate()
     with contextlib.redirect_stdout(text):
@@ -423,24 +425,25 @@ def write_pictures(folder, split, evaluation, detections, count, sure):
     for old in folder.glob('*.jpg'):
         old.unlink()
     order = [pair for pairs in zip_longest(*kinds[::-1]) for pair in pairs if pair]
+    skeleton, K = split.joints.skeleton, len(split.joints.names)
     for rank, (kind, image_id) in enumerate(order, 1):
         photo = ref.read_photo(split.path(image_id))
         found = [d for d in detections if d['image_id'] == image_id and d['score'] > VISIBLE]
         truth = [a for a in split.annotations if a['image_id'] == image_id and ref.has_people(a)]
-        people = joints_of(found)
+        people = keypoints_of(found, K)
         people[..., 2] *= people[..., 2] > sure  # what refine guessed is no sight
         pictures = [
-            draw_people(photo, people, ref.SKELETON, [d['score'] for d in found]),
-            draw_people(photo, joints_of(truth), ref.SKELETON),
+            draw_people(photo, people, skeleton, [d['score'] for d in found]),
+            draw_people(photo, keypoints_of(truth, K), skeleton),
         ]
         picture = beside(pictures, [f'predicted: {shares[image_id]:.0%} found', 'truth'])
         name = f'{rank:02d}-{kind}-{shares[image_id]:.2f}-{image_id}.jpg'
         cv2.imwrite(str(folder / name), picture[..., ::-1])
 
 
-def joints_of(entries):
+def keypoints_of(entries, num_parts):
     """The keypoints of COCO entries as (P, K, 3)."""
-    return np.array([e['keypoints'] for e in entries], float).reshape(-1, len(ref.PARTS), 3)
+    return np.array([e['keypoints'] for e in entries], float).reshape(-1, num_parts, 3)
 
 
 def parse_scales(text):

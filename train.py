@@ -134,6 +134,9 @@ class Training:
                 'note: BatchNorm sees the images of '
                 + ('all ranks together' if of_all else 'one rank and one backward pass at a time')
             )
+        joints = ref.describe(ref.joints_of(config['data']))
+        if joints:
+            self.say(joints)
         if ref.trains_on_valid(config['data']):
             self.say('note: validation uses the training photos; its AP measures memory')
         if self.step:
@@ -457,8 +460,14 @@ def choose_run(args, run, launch):
         config = run.config(args.task)
     else:
         config = copy.deepcopy(load_task(args.task).__config__) | {'run': {'task': args.task}}
+    made_for = len(ref.names_of(config['data']))
     config = apply_settings(config, args.set)
-    check_config(config, len(ref.PARTS))
+    if not resumes:
+        check_config(config)
+        provider = importlib.import_module(config['data_provider'])
+        # What was set wins over what follows from the joints.
+        config = apply_settings(provider.with_joints(config, made_for), args.set)
+    check_config(config, len(ref.joints_of(config['data']).names))
     return config, resumes
 
 

@@ -32,12 +32,33 @@ HEAD, TRUNK, ARM, FOREARM, THIGH, SHIN = 1, 2, 3, 5, 7, 9  # of limbs the left; 
 FOREGROUND = 255  # in the map of who owns a pixel: 0 nobody, then the people from 1
 CIRCLE = np.stack([np.cos(np.arange(16) * np.pi / 8), np.sin(np.arange(16) * np.pi / 8)], 1)
 CIRCLE *= 16 * FINE  # OpenCV takes sixteenths of a pixel
-# The parts on which a joint lies: where another part covers it, it is hidden.
+# The points of a body that can be labelled: COCO's joints, by which it is posed, and some more.
+BODY = len(ref.COCO.names)
+POINTS = (*ref.COCO.names, 'left_hand', 'right_hand', 'left_foot', 'right_foot', 'head', 'neck')
+# The parts on which a point lies: where another part covers it, it is hidden.
 HOMES = [{HEAD}] * 5 + [
     {part + side for part in parts}
-    for parts in ((ARM,), (ARM, FOREARM), (FOREARM,), (THIGH,), (THIGH, SHIN), (SHIN,))
+    for parts in ((ARM,), (ARM, FOREARM), (FOREARM,), (THIGH,), (THIGH, SHIN), (SHIN,),
+                  (FOREARM,), (SHIN,))
     for side in (0, 1)
-]
+] + [{HEAD}, {TRUNK}]  # fmt: skip
+# Sets of joints by their names, each with its limbs. The pictures are the same with all of them.
+SETS = {
+    'coco': (ref.COCO.names, ref.COCO.skeleton),
+    'five': (
+        ('head', 'left_hand', 'right_hand', 'left_foot', 'right_foot'),
+        ((0, 1), (0, 2), (0, 3), (0, 4)),
+    ),
+    'crowdpose': (
+        (
+            *('left_shoulder', 'right_shoulder', 'left_elbow', 'right_elbow', 'left_wrist'),
+            *('right_wrist', 'left_hip', 'right_hip', 'left_knee', 'right_knee', 'left_ankle'),
+            *('right_ankle', 'head', 'neck'),
+        ),
+        ((12, 13), (13, 0), (13, 1), (0, 2), (2, 4), (1, 3), (3, 5), (0, 6), (1, 7), (6, 7),
+         (6, 8), (8, 10), (7, 9), (9, 11)),
+    ),
+}  # fmt: skip
 # A shoulder or a hip nearer than this lies on the trunk too; one behind it is hidden by the trunk.
 FAR = (-0.075, -0.075, *[-9] * 4, -0.043, -0.043, *[-9] * 4)
 
@@ -132,14 +153,14 @@ def _dress(rng):
 
 
 def _skeleton(rng):
-    """Pose a body: its joints (17, 3) and the points that are no joints, by name, hips at 0."""
+    """Pose a body: COCO's joints (17, 3) and the points that are none of these, hips at 0."""
     turn, face, front = _view(rng)
     trunk = _rotation(0, rng.normal(-2, 9)) @ _rotation(2, np.clip(rng.normal(0, 9), -25, 25))
     up = turn @ trunk @ (0, -1, 0)
     twisted = turn @ trunk @ _rotation(1, np.clip(rng.normal(0, 7), -12, 12))
     grow = rng.normal(1, 0.05, 5).clip(0.88, 1.14)
     head = rng.uniform(0.98, 1.3)  # children have large ones
-    joints = np.zeros((17, 3))
+    joints = np.zeros((BODY, 3))
     neck = up * 0.285 * grow[0]
     skull = neck + (0.7 * up + 0.3 * face @ (0, -1, 0)) * (0.055 + 0.068 * head)
     joints[0] = skull + face @ (0, 0.012, 0.064) * head
@@ -164,7 +185,7 @@ def _skeleton(rng):
 
 
 def _body(rng):
-    """Clothe a posed body: joints (17, 3), the joints its far side hides, colours and parts.
+    """Clothe a posed body: POINTS (n, 3), those that its far side hides, colours and parts.
 
     A part is (part, material, centres (n, 3), radii (n,)), the farthest first.
     """
@@ -215,7 +236,10 @@ def _body(rng):
     if tips['front']:
         lips = skull + np.array([face @ (x, 0.04, 0.042) for x in (-0.012, 0.012)])
         add(above + 0.001, HEAD, 'mouth', lips, (0.006, 0.006), size)
-    return joints, far, tips['front'], colours, [p[1:] for p in sorted(parts, key=lambda p: p[0])]
+    more = [tips[name, side] for name in ('hand', 'toes') for side in (0, 1)]
+    points = np.array([*joints, *more, skull + face @ (0, -0.062, -0.012), neck])  # as in POINTS
+    far = np.r_[far, np.zeros(len(points) - len(joints), bool)]
+    return points, far, tips['front'], colours, [p[1:] for p in sorted(parts, key=lambda p: p[0])]
 
 
 def _fill(canvas, centres, radii, colour):
@@ -295,13 +319,13 @@ def _things(rng, canvas, horizon, light):
 
 def _figure(rng, tall):
     """A person of a standing height in pixels, the hips at the origin."""
-    joints, far, front, colours, parts = _body(rng)
+    points, far, front, colours, parts = _body(rng)
     parts = [(part, name, centres * tall, radii * tall) for part, name, centres, radii in parts]
     corners = [(c[:, :2] - r[:, None], c[:, :2] + r[:, None]) for *_, c, r in parts]
     low = np.min([c.min(0) for c, _ in corners], 0)
     high = np.max([c.max(0) for _, c in corners], 0)
     return {
-        'joints': joints[:, :2] * tall, 'far': far, 'front': front, 'colours': colours,
+        'points': points[:, :2] * tall, 'far': far, 'front': front, 'colours': colours,
         'parts': parts, 'box': np.array((low, high)), 'tall': tall,
     }  # fmt: skip
 
@@ -321,7 +345,7 @@ def _shade(canvas, figure):
 
 def _move(figure, offset, shape):
     """Put a figure down in the picture and map its parts (fine pixels, 0 for none)."""
-    figure['joints'] = figure['joints'] + offset
+    figure['points'] = figure['points'] + offset
     figure['box'] = figure['box'] + offset
     figure['parts'] = [(part, name, c[:, :2] + offset, r) for part, name, c, r in figure['parts']]
     figure['map'] = np.zeros(shape, np.uint8)
@@ -354,7 +378,8 @@ def _try_figure(rng, tall, horizon, eye, shape, others):
         if np.count_nonzero(rest) < 0.45 * np.count_nonzero(other['map']):
             return None
     meets = [bool((seen & (other['map'] > 0)).any()) for other in others]
-    if any(others) and meet != any(meets) or len(_labelled(figure, shape)) < 8:
+    joints = [j for j, *_ in _labelled(figure, shape) if j < BODY]
+    if any(others) and meet != any(meets) or len(joints) < 8:
         return None
     for other, rest, met in zip(others, rests, meets, strict=True):
         other.update(seen=rest, overlaps=other['overlaps'] or met)
@@ -362,12 +387,12 @@ def _try_figure(rng, tall, horizon, eye, shape, others):
 
 
 def _labelled(figure, shape):
-    """Joints that are in the picture and are labelled, as a list of (index, x, y)."""
+    """POINTS that are in the picture and can be labelled, as a list of (index, x, y)."""
     height, width = shape[0] / FINE, shape[1] / FINE
-    joints = [(j, *map(float, xy)) for j, xy in enumerate(figure['joints'].round(2))]
+    points = [(j, *map(float, xy)) for j, xy in enumerate(figure['points'].round(2))]
     return [
         (j, x, y)
-        for j, x, y in joints
+        for j, x, y in points
         if 0 <= x < width and 0 <= y < height and (figure['front'] or j > 2)
     ]
 
@@ -473,14 +498,15 @@ def _polygons(mask):
     return outlines
 
 
-def _annotate(figure, owner, number):
+def _annotate(figure, owner, number, names):
     """COCO annotation of a person, from the fine map of the owners of the pixels."""
-    keypoints = np.zeros((17, 3))
+    keypoints = np.zeros((len(POINTS), 3))
     for j, x, y in _labelled(figure, owner.shape):
         row, column = int(y * FINE), int(x * FINE)
         homes = HOMES[j] | ({TRUNK} if j in (5, 6, 11, 12) and not figure['far'][j] else set())
         seen = owner[row, column] == number and figure['map'][row, column] in homes
         keypoints[j] = x, y, 2 if seen and not (j < 5 and figure['far'][j]) else 1
+    keypoints = keypoints[[POINTS.index(name) for name in names]]
     mask = _coarse(owner == number)
     x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
     return {
@@ -495,7 +521,7 @@ def _annotate(figure, owner, number):
     }
 
 
-def draw_picture(rng, size, people):
+def draw_picture(rng, size, people, joints='coco'):
     """Draw one picture and label it.
 
     Parameters
@@ -505,6 +531,8 @@ def draw_picture(rng, size, people):
         Longer side of the picture, in pixels.
     people : (int, int)
         Fewest and most people; (0, 0) for none, not even a crowd.
+    joints : str
+        Which of the SETS is labelled.
 
     Returns
     -------
@@ -531,13 +559,16 @@ def draw_picture(rng, size, people):
             _paint(canvas, centres, radii, figure['colours'][name], light)
     if figures and rng.random() < 0.1:
         owner[_hide(rng, canvas, figures, light)] = FOREGROUND
-    annotations = [_annotate(figure, owner, number) for number, figure in enumerate(figures, 1)]
+    names, _ = SETS[joints]
+    annotations = [
+        _annotate(figure, owner, number, names) for number, figure in enumerate(figures, 1)
+    ]
     if crowd is not None:
         mask = _coarse(crowd & (owner == 0))
         if mask.any():
             x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
             annotations.append({
-                'keypoints': [0.0] * 51, 'num_keypoints': 0, 'area': float(mask.sum()),
+                'keypoints': [0.0] * 3 * len(names), 'num_keypoints': 0, 'area': float(mask.sum()),
                 'bbox': [float(x), float(y), float(w), float(h)], 'segmentation': _runs(mask),
                 'iscrowd': 1, 'category_id': 1,
             })  # fmt: skip
@@ -549,8 +580,9 @@ def draw_picture(rng, size, people):
 
 
 def _save_picture(job):
-    path, image_id, seed, size, people = job
-    image, annotations = draw_picture(np.random.default_rng((seed, image_id)), size, people)
+    path, image_id, seed, size, people, joints = job
+    rng = np.random.default_rng((seed, image_id))
+    image, annotations = draw_picture(rng, size, people, joints)
     if not cv2.imwrite(str(path), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]):
         raise OSError(f'{path}: the picture could not be written')
     height, width, _ = image.shape
@@ -578,24 +610,29 @@ def _save_all(jobs):
         cv2.setNumThreads(threads)
 
 
+def category(joints):
+    """The entry of `categories` that names one of the SETS; its skeleton counts from 1."""
+    names, skeleton = SETS[joints]
+    return {
+        'id': 1, 'name': 'person', 'supercategory': 'person',
+        'keypoints': list(names), 'skeleton': [[a + 1, b + 1] for a, b in skeleton],
+    }  # fmt: skip
+
+
 def _draw_set(folder, info):
     """Draw both splits of a data set into a new folder."""
-    jobs, contents = [], {}
+    jobs, contents, joints = [], {}, info.get('joints', 'coco')
     for split, number in info['pictures'].items():
         images = folder / 'images' / split
         images.mkdir(parents=True)
         contents[split] = {
             'info': info, 'licenses': [], 'images': [], 'annotations': [],
-            'categories': [{
-                'id': 1, 'name': 'person', 'supercategory': 'person',
-                'keypoints': ref.PARTS,
-                'skeleton': [(a + 1, b + 1) for a, b in ref.SKELETON],
-            }],
+            'categories': [category(joints)],
         }  # fmt: skip
         for index in range(number):
             path = images / f'{len(jobs) + 1:012d}.jpg'
             people = (0, 0) if index % 25 == 12 else info['people']
-            jobs.append((path, len(jobs) + 1, info['seed'], info['size'], people))
+            jobs.append((path, len(jobs) + 1, info['seed'], info['size'], people, joints))
     overlaps = {split: [] for split in contents}
     with contextlib.closing(_save_all(jobs)) as done:
         for picture, annotations in tqdm(done, folder.name, len(jobs), disable=None):
@@ -633,10 +670,11 @@ def _same(folder, info):
         content = json.loads((folder / 'annotations/person_keypoints_val2017.json').read_text())
     except FileNotFoundError:
         return False
-    return {key: content['info'].get(key) for key in info} == json.loads(json.dumps(info))
+    found = {key: content['info'].get(key) for key in {**info, 'joints': None}}
+    return found == {'joints': None} | json.loads(json.dumps(info))
 
 
-def make(folder, pictures=(2000, 200), size=256, people=(1, 4), seed=0):
+def make(folder, pictures=(2000, 200), size=256, people=(1, 4), seed=0, joints='coco'):
     """Draw a data set in the layout of COCO keypoints, complete or not at all.
 
     A folder that holds the same data set already is left alone.
@@ -653,6 +691,8 @@ def make(folder, pictures=(2000, 200), size=256, people=(1, 4), seed=0):
         Fewest and most people in the other pictures.
     seed : int
         The same seed draws the same data set, however many processes take part.
+    joints : str
+        Which of the SETS is labelled.
 
     Raises
     ------
@@ -665,6 +705,8 @@ def make(folder, pictures=(2000, 200), size=256, people=(1, 4), seed=0):
         'pictures': dict(zip(SPLITS, map(int, pictures), strict=True)),
         'size': int(size), 'people': [int(number) for number in people], 'seed': int(seed),
     }  # fmt: skip
+    if joints != 'coco':  # as it was before there were others
+        info['joints'] = joints
     if folder.exists() and any(folder.iterdir()):
         if _same(folder, info):
             return
@@ -693,8 +735,11 @@ def located(config):
     Raises DataError where the folder holds something else.
     """
     drawn = config['data']['drawn']
-    numbers = (*drawn['pictures'], drawn['size'], *drawn['people'], drawn['seed'], VERSION)
-    folder = CACHE / ('people-' + '-'.join(map(str, numbers)))
+    joints = drawn_joints(config)
+    parts = (*drawn['pictures'], drawn['size'], *drawn['people'], drawn['seed'], VERSION)
+    if joints != 'coco':  # the name of the folder as it was before there were others
+        parts += (joints,)
+    folder = CACHE / ('people-' + '-'.join(map(str, parts)))
     if not folder.exists():
         print(f'drawing {sum(drawn["pictures"]):,} pictures into {folder}', flush=True)
     try:
@@ -704,6 +749,20 @@ def located(config):
     train, valid = (str(folder / f'annotations/person_keypoints_{split}.json') for split in SPLITS)
     paths = {'images': str(folder / 'images'), 'annotations': train, 'valid_annotations': valid}
     return config | {'data': config['data'] | paths}
+
+
+def drawn_joints(config):
+    """The name of one of the SETS, `data.drawn.joints` of a config. Raises DataError."""
+    joints = config['data']['drawn']['joints']
+    if joints not in SETS:
+        raise ref.DataError(f'data.drawn.joints is {joints!r}: expected one of {", ".join(SETS)}')
+    return joints
+
+
+def with_joints(config, made_for=None):
+    """As `data.coco_pose.dp.with_joints`, on drawn people; draws nothing yet."""
+    joints = drawn_joints(config)
+    return ref.fill_in(config, category(joints), f'data.drawn.joints={joints}', made_for)
 
 
 def open_valid(config):

@@ -14,17 +14,24 @@ __config__ = {
     'model': {
         'nstack': 4,  # hourglasses, one after another
         'inp_dim': 256,  # features at the output's size
-        'oup_dim': 68,  # 17 heatmaps + 17 tags + 34 channels without supervision
+        'oup_dim': 68,  # 17 heatmaps + 17 tags + 34 channels without supervision; 4 per joint
         'bn': False,  # BatchNorm behind the convolutions
         'increase': 128,  # features added at each halving: 256, 384, 512, 640, 768
         'stem': [64, 128, 128],  # features of the stem before it reaches inp_dim
     },
-    # Paths; '' means the constants in data/coco_pose/ref.py.
     'data': {
+        # Paths; '' means the constants in data/coco_pose/ref.py.
         'images': '',  # folder of train2014 / train2017, or of the photos themselves
         'annotations': '',  # person_keypoints_*.json
         'valid_images': '',  # only with valid_annotations; '' means where the training photos are
         'valid_annotations': '',  # '' means the 500 ids of data/coco_pose/valid_id
+        # A new run fills these in from its annotations, and has model.oup_dim follow the number of
+        # joints. A joint is its place in the list of names, from 0.
+        'joints': [],  # names; [] means those of the file's categories, COCO's if they have none
+        'skeleton': [],  # pairs of joints, to be drawn as limbs; [] means that of the categories
+        'flip_pairs': [],  # swapped in a mirrored photo; [] means by left and right in the names
+        'sigmas': [],  # of OKS, one per joint; [] means COCO's where COCO has the name, else 0.05
+        'joint_order': [],  # of grouping; [] means COCO's for COCO's joints, else as numbered
     },
     'train': {
         'seed': 0,  # of the network's first weights, the order of photos and their augmentation

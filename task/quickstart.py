@@ -14,12 +14,13 @@ __config__['data']['drawn'] = {
     'size': 256,  # pixels, their longer side
     'people': [1, 4],  # per picture
     'seed': 0,
+    'joints': 'coco',  # or 'five' or 'crowdpose': what is labelled in the same pictures
 }
 __config__['model'].update(
     nstack=1,
     inp_dim=48,  # features at the output's size, where nearly all of the time goes
     increase=16,  # 48, 64, 80, 96, 112: wider ones learn no more from an image, and see fewer
-    oup_dim=34,  # 17 heatmaps and 17 tags; no further stack could use other channels
+    oup_dim=34,  # 17 heatmaps and 17 tags, 2 per joint; no further stack could use other channels
     bn=True,  # learns in minutes what takes hours without
     stem=[16, 32, 48],  # at half the input's size a feature costs four times one in the hourglass
 )

@@ -170,8 +170,8 @@ def test_joints_move_with_the_picture(make_coco, configure, change):
     """
     coco = make_coco(people=(1,), size=(240, 320), kind='png')
     joints = np.zeros((17, 3))
-    joints[ref.PARTS.index('left_wrist')] = 120, 60, 2
-    joints[ref.PARTS.index('right_ankle')] = 210, 170, 2
+    joints[ref.COCO.names.index('left_wrist')] = 120, 60, 2
+    joints[ref.COCO.names.index('right_ankle')] = 210, 170, 2
     coco.content['annotations'][0] |= {'keypoints': joints.flatten().tolist(), 'num_keypoints': 2}
     rewrite(coco)
     photo = np.zeros((240, 320, 3), np.uint8)
@@ -183,7 +183,7 @@ def test_joints_move_with_the_picture(make_coco, configure, change):
     mirrored, moved = 0, set()
     for turn in range(12):
         sample = data[turn, 0]
-        seen = {name: sample['heatmaps'][ref.PARTS.index(name)].max() > 0
+        seen = {name: sample['heatmaps'][ref.COCO.names.index(name)].max() > 0
                 for name in ('left_wrist', 'right_wrist', 'left_ankle', 'right_ankle')}  # fmt: skip
         swapped = seen['right_wrist'] or seen['left_ankle']
         assert not (swapped and (seen['left_wrist'] or seen['right_ankle']))
@@ -192,7 +192,7 @@ def test_joints_move_with_the_picture(make_coco, configure, change):
         for channel, name in enumerate(names):
             if not seen[name]:
                 continue
-            heatmap = sample['heatmaps'][ref.PARTS.index(name)]
+            heatmap = sample['heatmaps'][ref.COCO.names.index(name)]
             row, col = np.unravel_index(heatmap.argmax(), (64, 64))
             if not (3 <= row < 61 and 3 <= col < 61):
                 continue  # the dot is cut by the edge
@@ -207,7 +207,7 @@ def test_joints_move_with_the_picture(make_coco, configure, change):
 
 def test_joints_move_with_the_picture_to_a_fraction_of_a_pixel():
     rng = np.random.default_rng(0)
-    flip = list(ref.FLIP)
+    flip = list(ref.COCO.flip)
     for turn in range(20):
         x, y = rng.uniform((140, 100), (180, 140))
         photo = np.zeros((240, 320, 3), np.uint8)
@@ -231,7 +231,7 @@ def test_a_mirror_of_a_mirror_changes_nothing():
     rng = np.random.default_rng(0)
     photo, mask = rng.integers(0, 256, (64, 64, 3), np.uint8), rng.random((16, 16)) < 0.5
     people = random_people(rng, 3, 16).astype(np.float32)
-    flip = list(ref.FLIP)
+    flip = list(ref.COCO.flip)
     twice = mirror(*mirror(photo, mask, people, flip), flip)
     for before, after in zip((photo, mask, people), twice, strict=True):
         np.testing.assert_allclose(after, before, atol=1e-5)

@@ -238,6 +238,14 @@ def test_an_unknown_key(train_refused, refused, run1, key, near):
         'augmentation.scale=[1.0]',
         'test.scales.single=[]',
         'test.scales.single=[0]',
+        'data.joints=nose',
+        'data.joints=[1,2]',
+        'data.skeleton=[0,1]',
+        'data.flip_pairs=[[1,2],[3]]',
+        'data.flip_pairs=[[1.0,2.0]]',
+        'data.sigmas=0.1',
+        'data.sigmas=["wide"]',
+        'data.joint_order=[0,1.5]',
     ],
 )
 def test_a_mistyped_value(train_refused, setting):
@@ -258,6 +266,27 @@ def test_an_output_that_is_not_a_quarter_of_the_input(train_refused, refused, ru
     names = ['train.output_res', 'train.input_res', 'input_res / 4']
     train_refused(*settings, names=names)
     refused('test.py', '-c', 'run1', '--set', *settings, names=names)
+
+
+@pytest.mark.parametrize(
+    'setting, names',
+    [
+        ('data.joints=["nose","nose"]', ['nose, nose']),
+        ('data.skeleton=[[0,1],[0,17]]', ['[0, 17]', '0 to 16']),
+        ('data.skeleton=[[-1,0]]', ['[-1, 0]']),
+        ('data.flip_pairs=[[1,17]]', ['[1, 17]', '0 to 16']),
+        ('data.flip_pairs=[[1,2],[2,3]]', ['joint 2 more than once']),
+        ('data.flip_pairs=[[1,2],[1,2]]', ['joint 1 more than once']),
+        ('data.sigmas=[0.1]', ['17 numbers', 'left_ear']),
+        (f'data.sigmas={[0.0] + 16 * [0.1]}', ['17 numbers above 0']),
+        ('data.joint_order=[0,1,2]', ['0 to 16']),
+        (f'data.joint_order={[0, *range(16)]}', ['0 to 16']),
+    ],
+)
+def test_joints_that_do_not_fit(train_refused, refused, run1, setting, names):
+    names = [setting.split('=')[0], *names]
+    train_refused(setting, names=names)
+    refused('test.py', '-c', 'run1', '--set', setting, names=names)
 
 
 # --- checkpoints ---

@@ -20,7 +20,7 @@ from utils.affine import get_transform, invert, kpt_affine
 from utils.group import HeatmapParser
 from utils.run import Run
 
-FLIP = list(ref.FLIP)
+FLIP = list(ref.COCO.flip)
 
 
 def joints_of(split, image_id):

@@ -19,7 +19,7 @@ from utils.affine import kpt_affine
 from utils.group import COCO_ORDER, HeatmapParser, assign
 
 K = 17
-FLIP = list(ref.FLIP)
+FLIP = list(ref.COCO.flip)
 
 
 def scatter(rng, count, R, missing=0.3):

@@ -37,7 +37,7 @@ from utils.device import choose_device, choose_precision
 from utils.group import COCO_ORDER
 
 GFLOP_512 = 444  # of one forward pass of the default network over one 512 x 512 photo
-K = len(ref.PARTS)
+K = len(ref.COCO.names)
 
 
 def medians(functions, repeats, device):
@@ -98,7 +98,7 @@ def drawn_outputs(people_input, sides, seed=0):
             people = people_input.copy()
             people[..., :2] *= R / 512
             if mirrored:
-                people = people[:, list(ref.FLIP)]
+                people = people[:, list(ref.COCO.flip)]
                 people[..., 0] = R - people[..., 0]
             det = 0.9 * dp.GenerateHeatmap(R, K)(people) + rng.uniform(0, 0.05, (K, R, R))
             tag = rng.normal(0, 1, (K, R // 8, R // 8))
@@ -156,7 +156,7 @@ def plain_sample(path, people, config, rng):
     people = people.copy()
     people[..., :2] = kpt_affine(people[..., :2], matrices[1])
     if rng.random() < ranges['mirror']:
-        image, mask, people = image[:, ::-1], mask[:, ::-1], people[:, list(ref.FLIP)]
+        image, mask, people = image[:, ::-1], mask[:, ::-1], people[:, list(ref.COCO.flip)]
         people[..., 0] = R - people[..., 0]
     sigma = R / 64
     rows, cols = np.mgrid[:R, :R]
@@ -197,7 +197,7 @@ def plain_tag_loss(tags, keypoints):
 
 def plain_find_people(preds, scales, settings):
     """Merge, peaks, grouping and refining, in loops over joints, people and whole planes."""
-    flip = list(ref.FLIP)
+    flip = list(ref.COCO.flip)
     preds = [pred.numpy() for pred in preds]
     R = preds[0].shape[2]
     det, tags = 0, []

@@ -26,6 +26,14 @@ LEAST_1 = (
     'train.accumulate',
     *('model.nstack', 'model.inp_dim'),
 )
+# Lists of any length, with an example; the others keep their number of items.
+LISTS = {
+    'data.joints': ['nose', 'left_eye'],
+    'data.skeleton': [[0, 1], [0, 2]],
+    'data.flip_pairs': [[1, 2], [3, 4]],
+    'data.sigmas': [0.026, 0.025],
+    'data.joint_order': [0, 1],
+}
 
 
 class UserError(Exception):
@@ -83,20 +91,31 @@ def parse_value(key, text, default):
         value = ast.literal_eval({'true': 'True', 'false': 'False'}.get(text, text))
     except (ValueError, SyntaxError):
         value = text
-    if kind is float and type(value) is int:
-        value = float(value)
-    same = type(value) is kind
-    if same and kind is list:
-        inner = type(default[0])
-        if inner is float:
-            value = [float(item) if type(item) is int else item for item in value]
-        same = all(type(item) is inner for item in value)
-        same &= len(value) == len(default) or (key.startswith('test.scales.') and bool(value))
-    if not same:
+    example = LISTS.get(key, default)
+    any_length = key in LISTS or (key.startswith('test.scales.') and value != [])
+    try:
+        return conform(value, example, any_length)
+    except ValueError:
         raise UserError(
-            f'--set {key}={text}: expected a {kind.__name__} such as {default!r}, found {value!r}'
-        )
-    return value
+            f'--set {key}={text}: expected a {kind.__name__} such as {example!r}, found {value!r}'
+        ) from None
+
+
+def conform(value, example, any_length=False):
+    """The value, if it is of the example's type down to the items of lists; ValueError otherwise.
+
+    A whole number passes for a fraction. All items of a list are like the example's first, and as
+    many, unless it may have any_length.
+    """
+    if type(example) is float and type(value) is int:
+        return float(value)
+    if type(value) is not type(example):
+        raise ValueError
+    if type(value) is not list:
+        return value
+    if len(value) != len(example) and not any_length:
+        raise ValueError
+    return [conform(item, example[0]) for item in value]
 
 
 def apply_settings(config, settings):
@@ -127,8 +146,11 @@ def merge(defaults, config):
     return merged
 
 
-def check_config(config, num_parts):
-    """Raises UserError where values of a config do not fit together; num_parts: joints."""
+def check_config(config, num_parts=None):
+    """Raises UserError where values of a config do not fit together.
+
+    num_parts: how many joints there are, or None where the annotations have not told it yet.
+    """
     settings, channels = config['train'], config['model']['oup_dim']
     input_res, output_res = settings['input_res'], settings['output_res']
     if output_res * 4 != input_res or input_res % 64:
@@ -162,7 +184,7 @@ def check_config(config, num_parts):
                 f"{section}.precision is {config[section]['precision']!r}: expected 'fp32', "
                 "'bf16' or 'auto'"
             )
-    if channels < 2 * num_parts:
+    if num_parts and channels < 2 * num_parts:
         raise UserError(
             f'model.oup_dim is {channels}: expected at least {2 * num_parts}, a heatmap and a tag '
             f'for each of {num_parts} joints'

@@ -91,8 +91,9 @@ class Dataset(torch.utils.data.Dataset):
         self.input_res, self.output_res = settings['input_res'], settings['output_res']
         self.ranges = ranges
         sigma = settings['sigma'] * self.output_res
-        self.heatmaps = GenerateHeatmap(self.output_res, len(ref.PARTS), sigma)
-        self.keypoints = KeypointsRef(settings['max_num_people'], len(ref.PARTS))
+        self.flip = list(split.joints.flip)
+        self.heatmaps = GenerateHeatmap(self.output_res, len(self.flip), sigma)
+        self.keypoints = KeypointsRef(settings['max_num_people'], len(self.flip))
         self.ids = split.ids
         self.records = [split.records[i] for i in self.ids]
         self.paths = [str(split.path(i)) for i in self.ids]
@@ -134,7 +135,7 @@ class Dataset(torch.utils.data.Dataset):
         height, width = photo.shape[:2]
         image_id = self.ids[index]
         rng = np.random.default_rng((self.seed, turn, index))
-        people = np.array(self.people[image_id], np.float32).reshape(-1, len(ref.PARTS), 3)
+        people = np.array(self.people[image_id], np.float32).reshape(-1, len(self.flip), 3)
         crowds = self.crowds[image_id]
         crowd = ref.crowd_mask(crowds, height, width) if crowds else None
         geometry = (
@@ -144,7 +145,7 @@ class Dataset(torch.utils.data.Dataset):
             photo, crowd, people, geometry, self.input_res, self.output_res
         )
         if self.ranges and rng.random() < self.ranges['mirror']:
-            photo, mask, people = mirror(photo, mask, people, list(ref.FLIP))
+            photo, mask, people = mirror(photo, mask, people, self.flip)
         imgs = np.multiply(photo, np.float32(1 / 255), dtype=np.float32, order='C')
         return {
             'imgs': colour(imgs, self.ranges, rng) if self.ranges else imgs,
@@ -225,6 +226,11 @@ def make_loader(dataset, workers, **options):
         generator=torch.Generator(),
         **options,
     )
+
+
+def with_joints(config, made_for=None):
+    """The config of a new run with all that is to be known of its joints, see ref.fill_in."""
+    return ref.with_joints(config, made_for)
 
 
 def open_valid(config):

@@ -1,53 +1,27 @@
-"""The facts of COCO's joints, where COCO lies, and how its annotations, photos and crowds are read.
+"""Joints, COCO's or those that a file names; where COCO lies; how its files and photos are read.
 
-Another set of joints is another set of the tables below; no other file knows how many there are.
+How many joints there are stands here, in the configs and in annotation files, and nowhere else.
 """
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from pycocotools import mask as rle_mask
+from pycocotools.cocoeval import Params
 
 # Where COCO lies: edit these once, or pass `--set data.images=... data.annotations=...`.
 # IMAGES holds the folder train2014 or train2017, or the photos themselves.
 IMAGES = 'data/coco/images'
 ANNOTATIONS = 'data/coco/annotations/person_keypoints_train2014.json'
 
-PARTS = (
-    'nose',
-    'left_eye',
-    'right_eye',
-    'left_ear',
-    'right_ear',
-    'left_shoulder',
-    'right_shoulder',
-    'left_elbow',
-    'right_elbow',
-    'left_wrist',
-    'right_wrist',
-    'left_hip',
-    'right_hip',
-    'left_knee',
-    'right_knee',
-    'left_ankle',
-    'right_ankle',
-)
-# What joint k becomes in a mirrored photo.
-FLIP = tuple(
-    PARTS.index(part.replace('left', 'LEFT').replace('right', 'left').replace('LEFT', 'right'))
-    for part in PARTS
-)
-# Limbs, as pairs of joints.
-SKELETON = (
-    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),
-    (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
-)  # fmt: skip
-
 VALID_IDS = Path(__file__).with_name('valid_id')
+UNKNOWN_SIGMA = 0.05  # of joints that COCO lacks; its own reach from 0.025 (eyes) to 0.107 (hips)
+SIDES = {'left': 'right', 'right': 'left'}
 
 
 class DataError(Exception):
@@ -58,11 +32,257 @@ class DataError(Exception):
         return self.args[0].rsplit('DataError: ', 1)[-1].strip()
 
 
-def read_annotations(file):
-    """The content of a COCO keypoints file, checked for what this project reads.
+@dataclass(frozen=True)
+class Joints:
+    """All that is to be known of K joints; a joint is its place in `names`, from 0.
 
-    Raises DataError where the file is missing, is no JSON or has no keypoints.
+    flip[k]: what joint k becomes in a mirrored photo. skeleton: limbs, as pairs of joints. sigmas:
+    how far apart people put each joint, as COCO's OKS counts it. order: that of grouping, the
+    joints most often seen first, or None for HeatmapParser's own, which is COCO's.
     """
+
+    names: tuple
+    flip: tuple
+    skeleton: tuple
+    sigmas: tuple
+    order: tuple | None
+
+
+COCO = Joints(
+    names=(
+        'nose',
+        'left_eye',
+        'right_eye',
+        'left_ear',
+        'right_ear',
+        'left_shoulder',
+        'right_shoulder',
+        'left_elbow',
+        'right_elbow',
+        'left_wrist',
+        'right_wrist',
+        'left_hip',
+        'right_hip',
+        'left_knee',
+        'right_knee',
+        'left_ankle',
+        'right_ankle',
+    ),
+    flip=(0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15),
+    skeleton=(
+        (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),
+        (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+    ),
+    sigmas=tuple(Params('keypoints').kpt_oks_sigmas.tolist()),
+    order=None,
+)  # fmt: skip
+
+
+def names_of(settings):
+    """The names of a config's joints; `settings` is its 'data', where [] means COCO's."""
+    return tuple(settings.get('joints') or COCO.names)
+
+
+def joints_of(settings):
+    """The Joints of a config's 'data', whose comments tell what an empty list means.
+
+    Reads no file. Raises DataError where the lists do not fit one another.
+    """
+    names = names_of(settings)
+    K = len(names)
+    skeleton, pairs, sigmas, order = (
+        settings.get(key) or [] for key in ('skeleton', 'flip_pairs', 'sigmas', 'joint_order')
+    )
+    if len(set(names)) < K:
+        raise DataError(f'data.joints are {", ".join(names)}: expected each name once')
+    check_pairs('skeleton', skeleton, K)
+    if sigmas and (len(sigmas) != K or not all(0 < sigma < np.inf for sigma in sigmas)):
+        raise DataError(
+            f'data.sigmas is {sigmas}: expected {K} numbers above 0, one for each of '
+            f'{", ".join(names)}'
+        )
+    if order and sorted(order) != list(range(K)):
+        raise DataError(
+            f'data.joint_order is {order}: expected each of the joint numbers 0 to {K - 1} once'
+        )
+    known = dict(zip(COCO.names, COCO.sigmas, strict=True))
+    is_coco = names == COCO.names
+    return Joints(
+        names,
+        flip=flip_of(pairs, K) if pairs else COCO.flip if is_coco else flip_by_names(names),
+        skeleton=tuple(map(tuple, skeleton)) or (COCO.skeleton if is_coco else ()),
+        sigmas=tuple(sigmas) or tuple(known.get(name, UNKNOWN_SIGMA) for name in names),
+        order=tuple(order) or (COCO.order if is_coco else tuple(range(K))),
+    )
+
+
+def check_pairs(key, pairs, K):
+    """Raises DataError unless `pairs`, the config's data.<key>, are pairs out of K joints."""
+    for pair in pairs:
+        if len(pair) != 2 or not all(0 <= k < K for k in pair):
+            raise DataError(
+                f'data.{key} has {list(pair)}: expected pairs of joint numbers from 0 to {K - 1}'
+            )
+
+
+def flip_of(pairs, K):
+    """What each of K joints becomes in a mirrored photo, from data.flip_pairs. Raises DataError.
+
+    Joints in no pair stay what they are, and so does one that is paired with itself.
+    """
+    check_pairs('flip_pairs', pairs, K)
+    flip = list(range(K))
+    paired = [k for pair in pairs for k in set(pair)]
+    twice = sorted({k for k in paired if paired.count(k) > 1})
+    if twice:
+        raise DataError(
+            f'data.flip_pairs has joint {twice[0]} more than once: expected each joint in one pair'
+        )
+    for a, b in pairs:
+        flip[a], flip[b] = b, a
+    return tuple(flip)
+
+
+def flip_by_names(names):
+    """What each joint becomes in a mirrored photo, from left and right in the names.
+
+    Sides are words (left_wrist, Wrist-L, rWrist) or stuck to one (leftwrist, rwrist); the latter
+    count only where the other side is there. Raises DataError where a left has no right.
+    """
+    keys = [side_words(name) for name in names]
+    flip = []
+    for k, key in enumerate(keys):
+        turned = tuple(SIDES.get(word, word) for word in key)
+        matches = [m for m, other in enumerate(keys) if other == turned]
+        if turned != key and len(matches) != 1:
+            found = ', '.join(names[m] for m in matches) or 'none'
+            raise DataError(
+                f'joint {names[k]}: expected one joint for its other side, found {found}; set '
+                'data.flip_pairs to the pairs that a mirrored photo swaps, such as [[1,2],[3,4]], '
+                f'or to [[{k},{k}]] where there are none'
+            )
+        if turned == key:
+            matches = [m for m, name in enumerate(names) if name.lower() == turn_stuck(names[k])]
+        flip.append(matches[0] if len(matches) == 1 else k)
+    return tuple(m if flip[m] == k else k for k, m in enumerate(flip))
+
+
+def side_words(name):
+    """The words of a joint's name in lower case, with l and r as left and right."""
+    words = re.findall(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W_A-Za-z]+', name)
+    return tuple({'l': 'left', 'r': 'right'}.get(word, word) for word in map(str.lower, words))
+
+
+def turn_stuck(name):
+    """A name in lower case, turned: left, right, l, r at its start, or left, right at its end."""
+    sides = SIDES | {'l': 'r', 'r': 'l'}
+    return re.sub('^(left|right|l|r)|(left|right)$', lambda m: sides[m[0]], name.lower(), count=1)
+
+
+def describe(joints):
+    """What a run says of joints that are not COCO's, as lines; '' for COCO's."""
+    if joints.names == COCO.names:
+        return ''
+    pairs = [f'{joints.names[k]}/{joints.names[m]}' for k, m in enumerate(joints.flip) if k < m]
+    text = f'joints: {", ".join(joints.names)}; mirrored: {", ".join(pairs) or "none"}'
+    guessed = [
+        name
+        for name, sigma in zip(joints.names, joints.sigmas, strict=True)
+        if name not in COCO.names and sigma == UNKNOWN_SIGMA
+    ]
+    if guessed:
+        text += (
+            f'\nnote: COCO has no OKS sigma for {", ".join(guessed)}: {UNKNOWN_SIGMA} is taken, '
+            'which AP depends on; set data.sigmas where you know better'
+        )
+    return text
+
+
+def named_category(content, file):
+    """The entry of a file's `categories` that names its joints, or None. Raises DataError.
+
+    Several that name the same joints are one kind, and the first stands for all of them.
+    """
+    categories = content.get('categories') or []
+    if not isinstance(categories, list) or not all(isinstance(c, dict) for c in categories):
+        raise DataError(f'{file}: expected categories as a list of objects')
+    named = [category for category in categories if category.get('keypoints')]
+    for category in named:
+        names = category['keypoints']
+        texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not texts or len(set(names)) < len(names) or type(category.get('id')) is not int:
+            raise DataError(
+                f'{file}, category {category.get("name")}: expected a whole number as id, and '
+                f'keypoints as a list of different names, found {category.get("id")} and {names}'
+            )
+    kinds = {tuple(category['keypoints']): category.get('name') for category in named}
+    if len(kinds) > 1:
+        found = '; '.join(f'{name} ({", ".join(names)})' for names, name in kinds.items())
+        raise DataError(
+            f'{file} has {len(kinds)} kinds of joints, a network has one: {found}; keep the '
+            'categories and annotations of one kind'
+        )
+    return named[0] if named else None
+
+
+def skeleton_of(category, file):
+    """The limbs of a category, counted from 0: COCO's files count joints from 1. Or DataError."""
+    pairs = category.get('skeleton') or []
+    numbers = range(1, len(category['keypoints']) + 1)
+    for pair in pairs if isinstance(pairs, list) else [pairs]:
+        good = isinstance(pair, list) and len(pair) == 2 and all(type(k) is int for k in pair)
+        if not good or not all(k in numbers for k in pair):
+            raise DataError(
+                f'{file}, category {category.get("name")}: its skeleton has {pair}, expected pairs '
+                f'of joint numbers from 1 to {len(numbers)}; mend it, or set data.skeleton'
+            )
+    return [[a - 1, b - 1] for a, b in pairs]
+
+
+def check_names(names, category, file):
+    """Raises DataError where a category names other joints than the config does."""
+    if tuple(category['keypoints']) != names:
+        raise DataError(
+            f'{file} has the joints {", ".join(category["keypoints"])}; those of this config are '
+            f'{", ".join(names)}: take annotations of the same joints, or train a new run on these'
+        )
+
+
+def fill_in(config, category, file, made_for=None):
+    """A copy of a config that holds all of its joints, and as many channels as they need.
+
+    category: an entry of `categories` that names the joints, or None for the config's own. file:
+    where it is from, for errors. made_for: how many joints model.oup_dim is for, where it is not
+    the config's own number. Raises DataError.
+    """
+    settings = dict(config['data'])
+    made_for = made_for or len(names_of(settings))
+    if category:
+        if settings['joints']:
+            check_names(names_of(settings), category, file)
+        settings['joints'] = category['keypoints']
+        settings['skeleton'] = settings['skeleton'] or skeleton_of(category, file)
+    joints = joints_of(settings)
+    pairs = [[k, m] for k, m in enumerate(joints.flip) if k < m]
+    settings |= {
+        'joints': list(joints.names),
+        'skeleton': [list(pair) for pair in joints.skeleton],
+        'flip_pairs': settings['flip_pairs'] or pairs,
+        'sigmas': list(joints.sigmas),
+        'joint_order': list(joints.order or ()),
+    }
+    channels = config['model']['oup_dim'] * len(joints.names) // made_for
+    return config | {'data': settings, 'model': config['model'] | {'oup_dim': channels}}
+
+
+def with_joints(config, made_for=None):
+    """The config with the joints that its training annotations name, see `fill_in`."""
+    file = config['data']['annotations'] or ANNOTATIONS
+    return fill_in(config, named_category(read_file(file), file), file, made_for)
+
+
+def read_file(file):
+    """The content of a COCO file. Raises DataError where it is missing or is none."""
     try:
         with open(file) as stream:
             content = json.load(stream)
@@ -81,29 +301,58 @@ def read_annotations(file):
         raise DataError(
             f'{file} is no COCO file: expected lists of images and annotations, found {found}'
         )
+    return content
+
+
+def read_annotations(file, joints=COCO):
+    """The content of a COCO keypoints file, checked for what this project reads.
+
+    Its annotations are those of people with these joints, and carry the id of the one category
+    that is left. Raises DataError where the file is missing, is no JSON, lacks keypoints or names
+    other joints.
+    """
+    content = read_file(file)
+    category = named_category(content, file)
+    if category:
+        check_names(joints.names, category, file)
+        others = [c.get('id') for c in content['categories'] if not c.get('keypoints')]
+    else:
+        others = []
     for kind in ('images', 'annotations'):
         for number, entry in enumerate(content[kind]):
-            problem = problem_of(entry, kind)
+            problem = problem_of(entry, kind, len(joints.names), others)
             if problem:
                 raise DataError(
                     f'{file}, entry {number} of {kind}: {problem}; use a person_keypoints_*.json '
-                    'file as COCO publishes it'
+                    'file as COCO publishes it, or one whose categories name its joints'
                 )
-    for number, annotation in enumerate(content['annotations']):
+    annotations = [a for a in content['annotations'] if a.get('category_id', 1) not in others]
+    if category is None:
+        category = {'id': next((a.get('category_id', 1) for a in annotations), 1), 'name': 'person'}
+    for number, annotation in enumerate(annotations):
+        annotation['category_id'] = category['id']
         # What other tools leave out and the evaluation reads.
         annotation.setdefault('id', number + 1)
-        annotation.setdefault('category_id', 1)
         annotation.setdefault('iscrowd', 0)
         annotation.setdefault('num_keypoints', sum(v > 0 for v in annotation['keypoints'][2::3]))
         annotation.setdefault('bbox', [0, 0, 0, 0])
         annotation.setdefault('area', annotation['bbox'][2] * annotation['bbox'][3])
-    return content
+    return content | {'annotations': annotations, 'categories': [category]}
 
 
-def problem_of(entry, kind):
-    """What an entry of 'images' or 'annotations' lacks that this project reads, or ''."""
+def problem_of(entry, kind, num_parts, others):
+    """What an entry of 'images' or 'annotations' lacks that this project reads, or ''.
+
+    others: ids of the categories that have no joints, whose annotations are not read.
+    """
     if not isinstance(entry, dict):
         return f'expected an object, found {type(entry).__name__}'
+    if kind == 'annotations':
+        category_id = entry.get('category_id', 1)
+        if type(category_id) is not int:
+            return f'expected a whole number as category_id, found {category_id!r}'
+        if category_id in others:
+            return ''
     needed = ('id', 'file_name') if kind == 'images' else ('image_id', 'keypoints')
     missing = [key for key in needed if key not in entry]
     if missing:
@@ -111,9 +360,9 @@ def problem_of(entry, kind):
     if kind == 'images':
         return ''
     keypoints = entry['keypoints']
-    if not isinstance(keypoints, list) or len(keypoints) != 3 * len(PARTS):
+    if not isinstance(keypoints, list) or len(keypoints) != 3 * num_parts:
         found = len(keypoints) if isinstance(keypoints, list) else type(keypoints).__name__
-        return f'expected {3 * len(PARTS)} keypoint values, found {found}'
+        return f'expected {3 * num_parts} keypoint values, found {found}'
     if not all(isinstance(value, (int, float)) for value in keypoints):
         return 'expected numbers as keypoints'
     return ''
@@ -161,6 +410,7 @@ class Split:
 
     file: the annotation file, folder: where its photos lie, ids: image ids in the order of use,
     records: the images' entries by id, annotations: all of these images, crowds among them.
+    joints: of its people, category_id: what the file calls these people.
     """
 
     file: str
@@ -168,19 +418,22 @@ class Split:
     ids: list
     records: dict
     annotations: list
+    joints: Joints = COCO
+    category_id: int = 1
 
     def path(self, image_id):
         """Where the photo lies."""
         return self.folder / self.records[image_id]['file_name']
 
 
-def select(content, file, images, ids):
+def select(content, file, images, ids, joints):
     """The Split of an annotation file's content that holds just these image ids."""
     records = {record['id']: record for record in content['images']}
     records = {image_id: records[image_id] for image_id in ids}
     annotations = [a for a in content['annotations'] if a['image_id'] in records]
     folder = find_folder(images or IMAGES, file, list(records.values()))
-    return Split(str(file), folder, list(ids), records, annotations)
+    category_id = content['categories'][0]['id']
+    return Split(str(file), folder, list(ids), records, annotations, joints, category_id)
 
 
 def has_people(annotation):
@@ -194,16 +447,18 @@ def open_valid(settings):
     `settings` is the config's 'data'. Raises DataError.
     """
     file = settings['valid_annotations'] or settings['annotations'] or ANNOTATIONS
-    return valid_of(settings, file, read_annotations(file))
+    joints = joints_of(settings)
+    return valid_of(settings, file, read_annotations(file, joints), joints)
 
 
-def valid_of(settings, file, content):
+def valid_of(settings, file, content, joints):
     """The validation split within the content of its annotation file. Raises DataError."""
     known = [record['id'] for record in content['images']]
     if settings['valid_annotations']:
         if not known:
             raise DataError(f'{file} lists no images: choose another data.valid_annotations')
-        return select(content, file, settings['valid_images'] or settings['images'], known)
+        images = settings['valid_images'] or settings['images']
+        return select(content, file, images, known, joints)
     wanted = [int(line) for line in VALID_IDS.read_text().split()]
     ids = [image_id for image_id in wanted if image_id in set(known)]
     if not ids:
@@ -211,7 +466,7 @@ def valid_of(settings, file, content):
             f'none of the {len(wanted)} validation ids of {VALID_IDS.name} is in {file}: use the '
             'train2014 or train2017 file, or name a validation file with data.valid_annotations'
         )
-    return select(content, file, settings['images'], ids)
+    return select(content, file, settings['images'], ids, joints)
 
 
 def open_splits(settings):
@@ -223,9 +478,10 @@ def open_splits(settings):
     """
     file = settings['annotations'] or ANNOTATIONS
     valid_file = settings['valid_annotations'] or file
-    content = read_annotations(file)
-    valid_content = content if same_file(file, valid_file) else read_annotations(valid_file)
-    valid = valid_of(settings, valid_file, valid_content)
+    joints, same = joints_of(settings), same_file(file, valid_file)
+    content = read_annotations(file, joints)
+    valid_content = content if same else read_annotations(valid_file, joints)
+    valid = valid_of(settings, valid_file, valid_content, joints)
     excluded = set() if trains_on_valid(settings) else set(valid.ids)
     with_people = {a['image_id'] for a in content['annotations'] if has_people(a)} - excluded
     ids = [record['id'] for record in content['images'] if record['id'] in with_people]
@@ -234,7 +490,7 @@ def open_splits(settings):
             f'{file} leaves no image to train on: {len(content["images"])} images, of which '
             f'{len(excluded)} are for validation and the others have no labelled people'
         )
-    return select(content, file, settings['images'], ids), valid
+    return select(content, file, settings['images'], ids, joints), valid
 
 
 def same_file(a, b):
