@@ -5,6 +5,8 @@ python train.py -c run1                          go on where run1 stopped
 python train.py -t quickstart -e quickstart      another task, see task/
 python train.py -e small --set train.batchsize=8 model.nstack=2
 torchrun --nproc-per-node 8 train.py -e run1     a process for each of 8 GPUs
+python train.py -e new --init exp/run1           a new run that starts with the weights of run1,
+                                                 the best where there are any, else the latest
 """
 
 import argparse
@@ -14,6 +16,7 @@ import importlib
 import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -29,6 +32,8 @@ from utils.run import (
     apply_settings,
     check_config,
     exit_code,
+    find_run,
+    load_first_weights,
     load_network,
     load_task,
     read_checkpoint,
@@ -80,6 +85,7 @@ class Training:
         self.task = load_task(config['run']['task']).make_network(config)
         if checkpoint:
             load_network(self.task.network, checkpoint['state_dict'], run.checkpoint())
+        anew = [] if checkpoint else self.load_init()
         self.task.to(self.device)
         self.replicas = spread(self.task, self.device)
         self.optimizer = torch.optim.Adam(self.task.parameters(), fused=True)
@@ -89,6 +95,17 @@ class Training:
             run.create(config, launch)
         self.stopper = Stopper()
         self.introduce(reason)
+        if 'init' in config['run'] and not checkpoint:
+            self.say(f'starts with the weights of {config["run"]["init"]}')
+        if anew:
+            self.say(f'note: of another number of channels, thus new: {", ".join(anew)}')
+
+    def load_init(self):
+        """Puts the weights of --init into the network; the names of layers that stay new."""
+        if 'init' not in self.config['run']:
+            return []
+        path = Path(self.config['run']['init'])
+        return load_first_weights(self.task.network, read_checkpoint(path)['state_dict'], path)
 
     def restore(self, checkpoint):
         """Takes the optimizer and the random states from a checkpoint."""
@@ -448,6 +465,8 @@ def choose_run(args, run, launch):
     of a new run means to go on with it.
     """
     resumes = args.continue_exp is not None
+    if resumes and args.init:
+        raise UserError('--init is for a new run (-e); -c continues one with its own weights')
     if not resumes and run.checkpoint().exists():
         resumes = run.is_of_launch(launch)
         if not resumes:
@@ -461,6 +480,8 @@ def choose_run(args, run, launch):
     else:
         config = copy.deepcopy(load_task(args.task).__config__) | {'run': {'task': args.task}}
     made_for = len(ref.names_of(config['data']))
+    if args.init and not resumes:
+        config, made_for = start_from(find_run(args.init), config)
     config = apply_settings(config, args.set)
     if not resumes:
         check_config(config)
@@ -483,9 +504,21 @@ def open_run(args):
     if resumes and not TRAINING_STATE <= checkpoint.keys():
         raise UserError(
             f'{run.checkpoint()} holds weights but no training state: it can be tested '
-            f"('python test.py -c {run.name}') but not continued"
+            f"('python test.py -c {run.name}') but not continued; 'python train.py -e NEW --init "
+            f"{run.folder}' starts a new run with it"
         )
     return run, config, checkpoint, launch
+
+
+def start_from(source, config):
+    """The config of a new run with the network of the run `source`, whose weights it takes.
+
+    Beside it the number of joints that this network is made for.
+    """
+    its = source.config(config['run']['task'])
+    run = config['run'] | {'init': str(source.weights())}
+    config = config | {'network': its['network'], 'model': its['model'], 'run': run}
+    return config, len(ref.names_of(its['data']))
 
 
 def parse_args():
@@ -496,6 +529,7 @@ def parse_args():
     name = parser.add_mutually_exclusive_group()
     name.add_argument('-e', '--exp', default='pose', help='name of a new run')
     name.add_argument('-c', '--continue_exp', help='name of a run to continue')
+    parser.add_argument('--init', metavar='exp/NAME', help='weights that a new run starts with')
     parser.add_argument('--set', nargs='+', default=[], action='extend', metavar='KEY=VALUE')
     return parser.parse_args()
 

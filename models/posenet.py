@@ -26,17 +26,30 @@ class PoseNet(nn.Module):
     nstack: hourglasses S. inp_dim: features at the output's size. oup_dim: output channels C, of
     which the first K are heatmaps and the next K are tags; the rest is unsupervised but feeds the
     next stack. bn: BatchNorm behind most convolutions. increase: features added at each halving.
-    stem: widths of the first three convolutions. The names of the state dict are the original's.
+    stem: widths of the first three convolutions. mean, std: of the photo's channels, for weights
+    trained on normalised photos. The names of the state dict are the original's.
 
     With `checkpoint_stacks` set, training keeps only what passes between the stem and the stacks,
     and computes the rest once more in the backward pass: less memory, the same gradients.
     """
 
     def __init__(
-        self, nstack=4, inp_dim=256, oup_dim=68, bn=False, increase=128, stem=(64, 128, 128)
+        self,
+        nstack=4,
+        inp_dim=256,
+        oup_dim=68,
+        bn=False,
+        increase=128,
+        stem=(64, 128, 128),
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
     ):
         super().__init__()
         self.checkpoint_stacks = False
+        self.normalises = any(mean) or any(value != 1 for value in std)
+        # Part of the config, not of the weights: the published ones have no such names.
+        self.register_buffer('mean', torch.tensor(mean), persistent=False)
+        self.register_buffer('std', torch.tensor(std), persistent=False)
         self.pre = nn.Sequential(
             Conv(3, stem[0], 7, stride=2, bn=bn),
             Conv(stem[0], stem[1], bn=bn),
@@ -56,6 +69,8 @@ class PoseNet(nn.Module):
 
     def forward(self, imgs):
         """imgs (B, H, W, 3) RGB in [0, 1], H and W multiples of 64 -> (B, S, C, H / 4, W / 4)."""
+        if self.normalises:
+            imgs = (imgs - self.mean) / self.std
         # The photo's own layout is channels_last already: a view, no copy.
         x = self.step(self.pre, imgs.permute(0, 3, 1, 2))
         preds = []

@@ -18,6 +18,9 @@ __config__ = {
         'bn': False,  # BatchNorm behind the convolutions
         'increase': 128,  # features added at each halving: 256, 384, 512, 640, 768
         'stem': [64, 128, 128],  # features of the stem before it reaches inp_dim
+        # The network sees (RGB - mean) / std of RGB in [0, 1]; weights from elsewhere may want it.
+        'mean': [0.0, 0.0, 0.0],
+        'std': [1.0, 1.0, 1.0],
     },
     'data': {
         # Paths; '' means the constants in data/coco_pose/ref.py.

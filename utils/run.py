@@ -34,6 +34,8 @@ LISTS = {
     'data.sigmas': [0.026, 0.025],
     'data.joint_order': [0, 1],
 }
+# Layers of the network whose shape hangs on the number of output channels.
+OUTPUT_LAYERS = ('outs.', 'merge_preds.')
 
 
 class UserError(Exception):
@@ -164,6 +166,8 @@ def check_config(config, num_parts=None):
     for key, value in least.items():
         if flat[key] < value:
             raise UserError(f'{key} is {flat[key]}: expected {value} or more')
+    if min(config['model']['std']) <= 0:
+        raise UserError(f'model.std is {config["model"]["std"]}: expected numbers above 0')
     for name, values in config['augmentation'].items():
         if isinstance(values, list) and values[0] > values[1]:
             raise UserError(f'augmentation.{name} is {values}: expected the lower end first')
@@ -242,33 +246,77 @@ def read_checkpoint(path):
     return checkpoint
 
 
+def bare_names(state_dict):
+    """The weights without the prefixes of the wrappers they were saved from."""
+    return {re.sub(r'^(model\.|module\.)+', '', name): value for name, value in state_dict.items()}
+
+
+def misfits(wanted, found):
+    """What keeps the weights `found` from being those of a network, in words; '' if they are.
+
+    wanted, found: tensors by name; of `wanted` only the shapes count.
+    """
+    differences = {
+        'missing': [k for k in wanted if k not in found],
+        'unexpected': [k for k in found if k not in wanted],
+        'of another shape': [
+            f'{k} {tuple(found[k].shape)}, not {tuple(v.shape)}'
+            for k, v in wanted.items()
+            if k in found and found[k].shape != v.shape
+        ],
+    }
+    return '; '.join(
+        f'{len(names)} {what} ({first_of(names)})' for what, names in differences.items() if names
+    )
+
+
+def first_of(names, count=3):
+    """The first of many names: 'a, b, c, ...'."""
+    return ', '.join([*names[:count], *['...'][: len(names) > count]])
+
+
 def load_network(network, state_dict, path):
     """Copies weights into the network, name by name; UserError with the first that do not fit.
 
     Names may carry the prefixes of the wrappers they were saved from, as published weights do.
     """
-    state_dict = {re.sub(r'^(model\.|module\.)+', '', k): v for k, v in state_dict.items()}
-    wanted = network.state_dict()
-    differences = {
-        'missing': [k for k in wanted if k not in state_dict],
-        'unexpected': [k for k in state_dict if k not in wanted],
-        'of another shape': [
-            f'{k} {tuple(state_dict[k].shape)}, not {tuple(v.shape)}'
-            for k, v in wanted.items()
-            if k in state_dict and state_dict[k].shape != v.shape
-        ],
-    }
-    found = [
-        f'{len(names)} {what} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
-        for what, names in differences.items()
-        if names
-    ]
-    if found:
+    state_dict = bare_names(state_dict)
+    problem = misfits(network.state_dict(), state_dict)
+    if problem:
         raise UserError(
-            f'{path} does not fit the network of this config: {"; ".join(found)}; '
+            f'{path} does not fit the network of this config: {problem}; '
             "set the config's model.* to the sizes it was trained with"
         )
     network.load_state_dict(state_dict)
+
+
+def load_first_weights(network, state_dict, path):
+    """Copies weights into the network of a new run, whose joints may be other ones.
+
+    Like load_network, but layers that differ in the number of output channels keep the network's
+    own, new weights. Returns the names of these layers.
+    """
+    state_dict, wanted = bare_names(state_dict), network.state_dict()
+    anew = {
+        layer_of(name)
+        for name, value in wanted.items()
+        if name.startswith(OUTPUT_LAYERS)
+        and name in state_dict
+        and state_dict[name].shape != value.shape
+    }
+    own = {name: value for name, value in wanted.items() if layer_of(name) in anew}
+    load_network(network, state_dict | own, path)
+    return sorted(anew)
+
+
+def layer_of(name):
+    """The layer that a weight belongs to: 'outs.0.conv' of 'outs.0.conv.bias'."""
+    return name.rpartition('.')[0]
+
+
+def find_run(text):
+    """The Run that 'NAME' or 'exp/NAME' means, as a shell completes it. Raises UserError."""
+    return Run(text.removesuffix('/').removeprefix(f'{EXPERIMENTS}/'))
 
 
 class Run:
@@ -299,6 +347,11 @@ class Run:
                 f"{self.name}'{others}"
             )
         return path
+
+    def weights(self):
+        """The path of the weights to start another run from: the best, or else the latest."""
+        best = self.checkpoint('best')
+        return best if best.is_file() else self.require()
 
     def config(self, task):
         """The run's own config, or where it has none (foreign weights) that of the task."""

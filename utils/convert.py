@@ -1,0 +1,306 @@
+"""Weights from elsewhere become a run, and a run becomes a file to publish.
+
+python -m utils.convert FILE exp/NAME         a checkpoint of the original, of mmpose 0.x
+                                              (hourglass_ae) or of this program
+python -m utils.convert exp/NAME out.pth.tar  the latest weights, their config and AP
+python -m utils.convert exp/NAME out.pth.tar --checkpoint best
+
+The run is tested with test.py -c NAME, and fine-tuned with train.py -e NEW --init exp/NAME.
+"""
+
+import argparse
+import copy
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.run import (
+    UserError,
+    apply_settings,
+    bare_names,
+    exit_code,
+    find_run,
+    first_of,
+    flatten,
+    load_task,
+    misfits,
+    read_checkpoint,
+    write_atomically,
+)
+
+FIRST, MMPOSE_FIRST = 'pre.0.conv.weight', 'backbone.stem.0.conv.weight'
+# What mmpose's names, below 'backbone.', are called here.
+MMPOSE_NAMES = {
+    r'stem\.': 'pre.',
+    r'hourglass_modules\.': 'features.',
+    r'out_convs\.': 'outs.',
+    r'remap_feature_convs\.(\d+)\.': r'merge_features.\1.conv.',
+    r'remap_out_convs\.(\d+)\.': r'merge_preds.\1.conv.',
+}
+# What mmpose normalises photos by: 123.675, 116.28, 103.53 and 58.395, 57.12, 57.375, over 255.
+MMPOSE_INPUT = {'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}
+BN_EPS = 1e-5
+# Beside tensors mmpose's checkpoints may hold figures as numpy's numbers, under its old names too.
+_scalar = np.float64(0).__reduce__()[0]
+NUMPY_NUMBERS = [
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8')),
+    _scalar,
+    (_scalar, 'numpy.core.multiarray.scalar'),
+]
+
+
+def fold_norms(weights):
+    """The same network without BatchNorm, in evaluation mode; for norms between conv and ReLU.
+
+    weights: by name, 'x.conv.weight' with 'x.bn.*' beside it. Computed in float64. Layers whose
+    norm is incomplete stay as they are.
+    """
+    folded = dict(weights)
+    for layer in [name.removesuffix('.conv.weight') for name in weights if '.conv.weight' in name]:
+        conv = weights[f'{layer}.conv.weight'].double()
+        names = [f'{layer}.bn.{part}' for part in ('weight', 'bias', 'running_mean', 'running_var')]
+        norm = [weights[name].double() for name in names if name in weights]
+        if [value.shape for value in norm] != [conv.shape[:1]] * 4:
+            continue
+        gain, offset, mean, variance = norm
+        factor = gain / (variance + BN_EPS).sqrt()
+        bias = weights.get(f'{layer}.conv.bias', torch.zeros(())).double()
+        folded[f'{layer}.conv.weight'] = (conv * factor[:, None, None, None]).float()
+        folded[f'{layer}.conv.bias'] = (offset + (bias - mean) * factor).float()
+        for name in (*names, f'{layer}.bn.num_batches_tracked'):
+            folded.pop(name, None)
+    return folded
+
+
+def from_mmpose(state_dict):
+    """Weights under this program's names from those of mmpose 0.x (METHOD: a second source)."""
+    weights = {}
+    for name, value in state_dict.items():
+        if name.startswith('backbone.'):
+            bare = name.removeprefix('backbone.')
+            for old, new in MMPOSE_NAMES.items():
+                bare = re.sub(f'^{old}', new, bare)
+            weights[bare] = value
+    return fold_norms(weights)
+
+
+def sizes_of(weights, path):
+    """The arguments of PoseNet that the shapes of its weights tell; UserError if they tell none."""
+
+    def width(layer):
+        """Output channels of a convolution, or None where there is none."""
+        shape = getattr(weights.get(f'{layer}.conv.weight'), 'shape', ())
+        return shape[0] or None if len(shape) == 4 else None
+
+    stages = [f'features.0.0.{"low2." * depth}up1' for depth in range(4)]
+    stages.append('features.0.0.low2.low2.low2.low2')
+    sizes = {
+        'nstack': sum(bool(re.fullmatch(r'outs\.\d+\.conv\.weight', name)) for name in weights),
+        'inp_dim': width('pre.4'),
+        'oup_dim': width('outs.0'),
+        'bn': 'pre.0.bn.weight' in weights,
+        'stem': [width(f'pre.{i}') for i in (0, 1, 3)],
+    }
+    widths = [width(stage) for stage in stages]
+    if None in [sizes['inp_dim'], sizes['oup_dim'], *sizes['stem'], *widths]:
+        layers = ['pre.0', 'pre.1', 'pre.3', 'pre.4', *stages, 'outs.0']
+        missing = [f'{layer}.conv.weight' for layer in layers if width(layer) is None]
+        raise UserError(
+            f'{path} is not a stacked hourglass of this kind: expected also '
+            f'{first_of(missing)}, found {first_of(sorted(weights))}'
+        )
+    steps = {b - a for a, b in zip(widths, widths[1:], strict=False)}
+    if len(steps) > 1 or min(steps) < 0:
+        raise UserError(
+            f'{path} has hourglass widths {", ".join(map(str, widths))}: expected them to grow by '
+            'the same number at each halving (model.increase)'
+        )
+    return sizes | {'increase': steps.pop()}
+
+
+def config_in(checkpoint, path):
+    """The config that a checkpoint of this program brings, or that of the task pose.
+
+    A file from elsewhere names no code to run: of its config count the values that its task's
+    config has, too, each checked for its type; network and data provider are the task's own.
+    """
+    if 'config' not in checkpoint:
+        return copy.deepcopy(load_task('pose').__config__) | {'run': {'task': 'pose'}}
+    try:
+        saved = json.loads(json.dumps(checkpoint['config']))  # plain values, or none at all
+        task = saved['run']['task']
+    except (TypeError, KeyError, ValueError, RecursionError):
+        raise UserError(f'{path} has a config that is not one of a run') from None
+    config = load_task(task).__config__
+    for key in ('network', 'data_provider'):
+        if saved.get(key) != config[key]:
+            raise UserError(
+                f'{path} is of the task {task}, and its {key} is {saved.get(key)!r}: expected '
+                f'{config[key]!r}'
+            )
+    known = flatten(config)
+    settings = [f'{key}={value}' for key, value in flatten(saved).items() if key in known]
+    try:
+        return apply_settings(config, settings) | {'run': {'task': task}}
+    except UserError as error:
+        raise UserError(f'{path} has a config with a value that cannot be: {error}') from None
+
+
+def convert(path, run):
+    """Makes a run of the weights in a file; UserError that says what was found if it cannot."""
+    if run.folder.exists():
+        raise UserError(f'{run.folder} is there already: choose another name')
+    with torch.serialization.safe_globals(NUMPY_NUMBERS):
+        checkpoint = read_checkpoint(path)
+    state_dict = checkpoint['state_dict']
+    odd = [name for name, value in state_dict.items() if not is_plain(value)]
+    if odd:
+        raise UserError(f'{path} has weights that are not plain finite numbers: {first_of(odd)}')
+    config = config_in(checkpoint, path)
+    if MMPOSE_FIRST in state_dict:
+        kind, weights = 'mmpose 0.x, its norms folded into convolutions', from_mmpose(state_dict)
+        config['model'] |= MMPOSE_INPUT
+    else:
+        kind, weights = f'network of the task {config["run"]["task"]}', bare_names(state_dict)
+        if FIRST not in weights and 'config' not in checkpoint:
+            raise UserError(
+                f'{path} holds another network: expected names such as {FIRST} (the original, '
+                f'this program) or {MMPOSE_FIRST} (mmpose 0.x, hourglass_ae), found '
+                f'{first_of(list(state_dict)) or "none"}'
+            )
+    if FIRST in weights:
+        config['model'] |= sizes_of(weights, path)
+    with torch.device('meta'):  # only names and shapes: a file may claim any size
+        network = load_task(config['run']['task']).make_network(config).network
+    problem = misfits(network.state_dict(), weights)
+    if problem:
+        raise UserError(f'{path} does not fit the network that its shapes tell: {problem}')
+    config['run']['source'] = {'file': Path(path).name, 'sha256': sha256(path)}
+    run.create(config)
+    # Cloned: a view would be saved with the whole storage behind it.
+    run.save({'state_dict': {k: as_saved(v) for k, v in weights.items()}, 'config': config})
+    sizes = ', '.join(f'{key} {value}' for key, value in config['model'].items())
+    print(f'{path}: {kind}, {count_parameters(weights):,} parameters\n{sizes}')
+    print(f"{run.folder} is ready: 'python test.py -c {run.name} -m single' tests it, 'python "
+          f"train.py -e NEW --init {run.folder}' fine-tunes it")  # fmt: skip
+
+
+def is_plain(value):
+    """Whether a tensor holds a finite real number for every place that its shape claims."""
+    return (
+        value.layout is torch.strided
+        and value.device.type == 'cpu'
+        and not value.is_quantized
+        and not value.is_complex()
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+        and bool(value.isfinite().all())
+    )
+
+
+def as_saved(value):
+    """A weight as a run saves it: float32 (counters stay whole numbers), with its own storage."""
+    return (value.float() if value.is_floating_point() else value).clone()
+
+
+def count_parameters(weights):
+    """How many numbers a network learns: all but BatchNorm's statistics."""
+    return sum(v.numel() for k, v in weights.items() if not re.search(r'\.(running_|num_)', k))
+
+
+def sha256(path):
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, 'rb') as stream:
+        return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def figures_of(run, which):
+    """The AP and its kin that test.py measured with a checkpoint of the run: a dict by mode.
+
+    Empty if there are none, or if they are older than the checkpoint and thus of other weights.
+    """
+    path = run.folder / 'results.json'
+    if not path.is_file() or path.stat().st_mtime < run.checkpoint(which).stat().st_mtime:
+        return {}
+    try:
+        results = json.loads(path.read_text())
+        results = {mode: found for mode, found in results.items() if found['checkpoint'] == which}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f'{path} is not what test.py writes: delete it and test again') from None
+    for found in results.values():
+        found['settings'] = [without_folders(text) for text in found.get('settings', [])]
+    return results
+
+
+def without_folders(setting):
+    """'data.images=/home/me/coco' as 'data.images=coco'."""
+    key, _, value = setting.partition('=')
+    return f'{key}={Path(value).name}' if key.startswith('data.') else setting
+
+
+def publish(run, path, which):
+    """Writes the weights of a run with its config and figures, and nothing of its machine."""
+    if path.exists():
+        raise UserError(f'{path} is there already: choose another name, or delete it')
+    if not path.parent.is_dir():
+        raise UserError(f'there is no folder {path.parent} for {path.name}')
+    source = run.require(which)
+    checkpoint = read_checkpoint(source)
+    config = run.config('pose')
+    task = config['run']['task']
+    weights = bare_names(checkpoint['state_dict'])
+    if FIRST in weights:  # weights that came without a config have that of the task
+        config['model'] |= sizes_of(weights, source)
+    # Paths are of this machine; what else describes the data stays.
+    own = load_task(task).__config__['data']
+    data = {k: own.get(k, '') if isinstance(v, str) else v for k, v in config['data'].items()}
+    figures = figures_of(run, which)
+    best = checkpoint.get('best', {}).get('AP', -1.0)
+    content = {
+        'state_dict': weights,
+        'config': config | {'data': data, 'run': {'task': task}},
+        'figures': figures,
+        # How long it trained, in images, too; and the best single-scale AP of its evaluations.
+        'training': {k: checkpoint[k] for k in ('epoch', 'step', 'samples') if k in checkpoint}
+        | ({'best_AP': best} if best >= 0 else {}),
+    }
+    write_atomically(path, lambda stream: torch.save(content, stream))
+    aps = [f'AP {f["AP"]:.3f} ({mode}, {f["photos"]} photos)' for mode, f in figures.items()]
+    if best >= 0:
+        aps.append(f'best AP while training {best:.3f}')
+    print(
+        f'{path}: {path.stat().st_size:,} bytes, {count_parameters(weights):,} '
+        f'parameters of {source}, {", ".join(aps) or "no AP: measure one with test.py first"}'
+    )
+    print(f'SHA-256 {sha256(path)}')
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('source', metavar='FROM', help='a file, or exp/NAME')
+    parser.add_argument('target', metavar='TO', help='exp/NAME, or a file')
+    parser.add_argument('--checkpoint', choices=['checkpoint', 'best'], default='checkpoint',
+                        help='which one to publish')  # fmt: skip
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    if Path(args.source).is_file():
+        convert(args.source, find_run(args.target))
+        return
+    run = find_run(args.source)
+    if not run.folder.is_dir():
+        raise UserError(f'{args.source} is neither a file nor a run: there is no {run.folder}')
+    publish(run, Path(args.target), args.checkpoint)
+
+
+if __name__ == '__main__':
+    sys.exit(exit_code(main))
