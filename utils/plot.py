@@ -1,0 +1,139 @@
+"""Curves of runs, side by side, from what training wrote into exp/NAME/metrics.jsonl.
+
+python -m utils.plot exp/a exp/b                   curves.png
+python -m utils.plot exp/a exp/b --out paper.pdf   or any other format of matplotlib
+
+Losses of training (solid) and validation (dashed), AP and learning rate, against images seen.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, NullFormatter
+
+from utils.run import UserError, exit_code, find_run, write_atomically
+
+COLUMNS = 3
+PANEL = (4.4, 3.2)  # inches
+# Also that of AP and learning rate, which no other curve accompanies.
+TRAIN = {'linestyle': '-', 'marker': 'o', 'ms': 3.5, 'lw': 1.4, 'label': 'training'}
+VALID = {'linestyle': '--', 'marker': 's', 'ms': 3.5, 'lw': 1.4, 'label': 'validation'}
+
+
+def read_metrics(run):
+    """The figures of a run, one dict per epoch in order; UserError where there are none.
+
+    The last line may be half, of a run that was killed while another program wrote it.
+    """
+    path = run.folder / 'metrics.jsonl'
+    try:
+        lines = path.read_text(errors='replace').splitlines()
+    except OSError:
+        raise UserError(
+            f'{path} cannot be read: expected a run of train.py that has finished an epoch'
+        ) from None
+    epochs = []
+    for number, line in enumerate(lines, 1):
+        try:
+            epoch = json.loads(line)
+            if not is_number(epoch['images']):
+                raise ValueError
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines):
+                break
+            raise UserError(f'{path}, line {number} is no epoch of train.py: {line[:60]}') from None
+        epochs.append(epoch)
+    if not epochs:
+        raise UserError(f'{path} holds no whole epoch yet')
+    return epochs
+
+
+def is_number(value):
+    """Whether a value can be drawn: JSON also holds texts, and NaN."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def curve(epochs, key):
+    """The (images seen, values) of the epochs that have the figure."""
+    pairs = [(e['images'], e[key]) for e in epochs if is_number(e.get(key))]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def draw_curves(runs):
+    """A matplotlib Figure of {name: epochs}: a panel for each loss, AP and learning rate."""
+    keys = list(dict.fromkeys(key for epochs in runs.values() for e in epochs for key in e))
+    losses = [key for key in keys if f'valid_{key}' in keys]
+    panels = [*losses, 'AP', 'lr']
+    rows = math.ceil(len(panels) / COLUMNS)
+    figure = Figure((COLUMNS * PANEL[0], rows * PANEL[1]), dpi=120, layout='constrained')
+    grid = figure.subplots(rows, COLUMNS, squeeze=False)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        for number, epochs in enumerate(runs.values()):
+            for key, style in ((panel, TRAIN), (f'valid_{panel}', VALID)):
+                x, y = curve(epochs, key)
+                # A single epoch is a point: without markers it would not be seen.
+                mark = style['marker'] if len(x) <= 30 else ''
+                axes.plot(x, y, **style | {'marker': mark}, color=f'C{number % 10}')
+        finish(axes, panel)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    # One legend below, where it covers no curve: colours are runs, strokes are splits.
+    entries = [Line2D([], [], lw=3, color=f'C{n % 10}', label=name) for n, name in enumerate(runs)]
+    entries += [Line2D([], [], color='grey', **style) for style in (TRAIN, VALID)]
+    figure.legend(handles=entries, loc='outside lower center', ncols=min(len(entries), 8))
+    return figure
+
+
+def finish(axes, panel):
+    """Title and scales of a panel with its curves."""
+    axes.set_title({'AP': 'AP, validation, single scale', 'lr': 'learning rate'}.get(panel, panel))
+    axes.set_xlabel('images seen')
+    axes.grid(alpha=0.3)
+    values = [y for line in axes.get_lines() for y in line.get_ydata()]
+    if not values:
+        axes.text(0.5, 0.5, 'none measured yet', ha='center', transform=axes.transAxes, c='grey')
+        axes.set(xticks=[], yticks=[])
+        return
+    axes.xaxis.set_major_formatter(EngFormatter(sep=''))
+    axes.set_xlim(left=0)
+    positive = [y for y in values if y > 0]
+    if panel == 'AP':
+        axes.set_ylim(bottom=0)
+    elif positive:
+        axes.set_yscale('log')  # zeros, as of a tag loss with nobody to part, are not drawn
+        axes.yaxis.set_major_formatter('{x:g}')
+        within_a_decade = max(positive) < 10 * min(positive)
+        axes.yaxis.set_minor_formatter('{x:.2g}' if within_a_decade else NullFormatter())
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('runs', nargs='+', metavar='exp/NAME')
+    parser.add_argument('--out', type=Path, default=Path('curves.png'), metavar='FILE')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    runs = [find_run(text) for text in args.runs]
+    figure = draw_curves({run.name: read_metrics(run) for run in runs})
+    kind = args.out.suffix.removeprefix('.') or 'png'
+    known = figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise UserError(f'--out {args.out}: expected one of {", ".join(known)} as its ending')
+    try:
+        write_atomically(args.out, lambda stream: figure.savefig(stream, format=kind))
+    except OSError as error:
+        raise UserError(f'cannot write {args.out} ({error.strerror})') from None
+    print(args.out)
+
+
+if __name__ == '__main__':
+    sys.exit(exit_code(main))
