@@ -21,6 +21,7 @@ ALLOWED = {
     'task/loss.py': (),
     'task/': ('models', 'task'),
     'models/': ('models',),
+    'data/browse.py': ('data', 'utils'),  # a command: it draws what training sees
     'data/': ('data', 'utils.affine', 'utils.dist'),
     'utils/benchmark.py': ('test', *ROOMS),  # a command, like train.py: it times all the others
     'utils/': ('utils',),
@@ -77,7 +78,7 @@ def test_importing_reads_and_writes_nothing(tmp_path):
     modules = [s.removesuffix('.py').removesuffix('/__init__').replace('/', '.') for s in SOURCES]
     code = f"""
 import sys
-import numpy, torch, cv2, pycocotools.cocoeval, munkres, tqdm
+import numpy, torch, cv2, pycocotools.cocoeval, munkres, tqdm, matplotlib.figure
 opened = []
 
 def watch(event, args):

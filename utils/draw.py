@@ -12,6 +12,11 @@ def person_colour(number):
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.85, 1))
 
 
+def joint_colour(joint, count):
+    """A bright RGB colour for one of `count` joints, in the order of the rainbow."""
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(joint / count, 0.85, 1))
+
+
 def draw_people(photo, people, skeleton, scores=None, side=640):
     """A copy of the photo, enlarged to at least `side` pixels, with joints, limbs and scores.
 
@@ -37,9 +42,9 @@ def draw_people(photo, people, skeleton, scores=None, side=640):
     return canvas
 
 
-def label(canvas, text, corner, colour=(255, 255, 255)):
+def label(canvas, text, corner, colour=(255, 255, 255), scale=1.0):
     """Writes text on a dark ground above `corner` (x, y), or just below the photo's edge."""
-    font, size = cv2.FONT_HERSHEY_SIMPLEX, max(canvas.shape[:2]) / 1400
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, scale * max(canvas.shape[:2]) / 1400
     (w, h), _ = cv2.getTextSize(text, font, size, 1)
     x = min(max(corner[0], 0), canvas.shape[1] - w)
     y = max(corner[1], h + 4)

@@ -1,0 +1,138 @@
+"""Sheets of training samples as the losses see them: look here first when a loss looks wrong.
+
+python -m data.browse -t pose                             samples/sheet-01.jpg, ...
+python -m data.browse -t quickstart -n 32 --out look/     more of them, elsewhere
+python -m data.browse -t pose --set train.augment=False   any config, as for train.py
+
+Each sample is a pair of pictures. Left: the network's input with the joints at the pixels whose
+tags are trained, a colour per person; what the mask hides from the heatmap loss has red stripes.
+Right: the heatmaps over the darkened input, a colour per joint. They are the first samples of a
+training with this config, in its order.
+"""
+
+import argparse
+import copy
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.coco_pose import ref
+from utils.draw import draw_people, joint_colour, label
+from utils.run import UserError, apply_settings, check_config, exit_code, load_task
+
+SIDE = 480  # pixels of a picture
+ACROSS, DOWN = 2, 4  # samples on a sheet
+STRIPE = 8  # pixels
+RED = np.array([255, 0, 0])
+GAP = 6  # pixels between samples
+
+
+def decode(keypoints, output_res, stride):
+    """People (P, K, 3) in the input frame from what KeypointsRef made of them.
+
+    keypoints (max_num_people, K, 2): places in the flattened maps, and 1 where used. A joint stands
+    in the middle of its output pixel; value 1, or 0 where missing.
+    """
+    index, used = keypoints[..., 0], keypoints[..., 1] > 0
+    P, K = used.shape
+    joint, place = np.divmod(index, output_res**2)
+    y, x = np.divmod(place, output_res)
+    people = np.zeros((P, K, 3))
+    owner, _ = used.nonzero()
+    middles = (np.stack([x, y], -1) + 0.5) * stride
+    people[owner, joint[used], :2] = middles[used]
+    people[owner, joint[used], 2] = 1
+    return people[used.any(1)]
+
+
+def draw_sample(sample, skeleton):
+    """The pair of pictures (SIDE, 2 * SIDE, 3) uint8 RGB of one sample, a dict of arrays."""
+    K, R, _ = sample['heatmaps'].shape
+    photo = cv2.resize((255 * sample['imgs']).round().astype(np.uint8), (SIDE, SIDE))
+    people = decode(sample['keypoints'], R, SIDE / R)
+    mask = cv2.resize(sample['masks'], (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+    stripes = 0.2 + 0.3 * (np.indices(mask.shape).sum(0) // STRIPE % 2)
+    share = np.where(mask > 0, 0, stripes)[..., None]
+    tinted = (photo * (1 - share) + RED * share).astype(np.uint8)
+    seen = draw_people(tinted, people, skeleton, side=SIDE)
+
+    maps = cv2.resize(sample['heatmaps'].transpose(1, 2, 0), (SIDE, SIDE))
+    # Each pixel has the colour of the joint whose heatmap is highest there.
+    colours = np.array([joint_colour(k, K) for k in range(K)])[maps.argmax(2)]
+    height = maps.max(2, keepdims=True).clip(0, 1)
+    grey = np.repeat(photo.mean(2, keepdims=True) * 0.5, 3, 2)
+    hot = (grey * (1 - height) + colours * height).astype(np.uint8)
+
+    title = f'image {sample["image_id"]}, people: {len(people)}'
+    label(seen, title, (0, 0), scale=1.4)
+    label(hot, f'{K} heatmaps, maximum {sample["heatmaps"].max():.2f}', (0, 0), scale=1.4)
+    return np.concatenate([seen, hot], 1)
+
+
+def sheet(pairs):
+    """Pictures of one size on a dark ground, ACROSS in a row."""
+    rows = math.ceil(len(pairs) / ACROSS)
+    height, width, _ = pairs[0].shape
+    canvas = np.full((rows * (height + GAP), ACROSS * (width + GAP), 3), 30, np.uint8)
+    for number, pair in enumerate(pairs):
+        y, x = number // ACROSS * (height + GAP), number % ACROSS * (width + GAP)
+        canvas[y : y + height, x : x + width] = pair
+    return canvas[:-GAP, :-GAP]
+
+
+def samples_of(config, count):
+    """The first `count` samples of a training, as dicts of arrays. Raises DataError."""
+    config = copy.deepcopy(config)
+    # Neither changes a sample; and a few are quicker without starting processes.
+    config['train'].update(batchsize=1, num_workers=0)
+    loader = importlib.import_module(config['data_provider']).init(config)['train']
+    for _, batch in zip(range(count), loader, strict=False):
+        if batch['problem'][0]:
+            print(f'warning: {batch["problem"][0]}; another photo takes its place')
+        yield {key: np.asarray(values[0]) for key, values in batch.items()}
+
+
+def positive(text):
+    """A whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('-t', '--task', default='pose', help='a module in task/')
+    parser.add_argument('-n', type=positive, default=16, metavar='N', help='how many samples')
+    parser.add_argument('--out', type=Path, default=Path('samples'), metavar='FOLDER')
+    parser.add_argument('--set', nargs='+', default=[], action='extend', metavar='KEY=VALUE')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    task = load_task(args.task).__config__ | {'run': {'task': args.task}}
+    config = apply_settings(task, args.set)
+    check_config(config, len(ref.PARTS))
+    pairs = [draw_sample(sample, ref.SKELETON) for sample in samples_of(config, args.n)]
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for old in args.out.glob('sheet-*.jpg'):
+            old.unlink()
+    except OSError as error:
+        raise UserError(f'cannot write into {args.out} ({error.strerror})') from None
+    each = ACROSS * DOWN
+    for number, start in enumerate(range(0, len(pairs), each), 1):
+        path = args.out / f'sheet-{number:02d}.jpg'
+        cv2.imwrite(str(path), sheet(pairs[start : start + each])[..., ::-1])
+        print(path)
+
+
+if __name__ == '__main__':
+    sys.exit(exit_code(main, ref.DataError))
