@@ -84,12 +84,17 @@ def sheet(pairs):
     return canvas[:-GAP, :-GAP]
 
 
+def provider_of(config):
+    """The module that a config names as its data provider."""
+    return importlib.import_module(config['data_provider'])
+
+
 def samples_of(config, count):
     """The first `count` samples of a training, as dicts of arrays. Raises DataError."""
     config = copy.deepcopy(config)
     # Neither changes a sample; and a few are quicker without starting processes.
     config['train'].update(batchsize=1, num_workers=0)
-    loader = importlib.import_module(config['data_provider']).init(config)['train']
+    loader = provider_of(config).init(config)['train']
     for _, batch in zip(range(count), loader, strict=False):
         if batch['problem'][0]:
             print(f'warning: {batch["problem"][0]}; another photo takes its place')
@@ -119,8 +124,10 @@ def main():
     args = parse_args()
     task = load_task(args.task).__config__ | {'run': {'task': args.task}}
     config = apply_settings(task, args.set)
-    check_config(config, len(ref.PARTS))
-    pairs = [draw_sample(sample, ref.SKELETON) for sample in samples_of(config, args.n)]
+    check_config(config)
+    config = provider_of(config).with_joints(config)
+    skeleton = ref.joints_of(config['data']).skeleton
+    pairs = [draw_sample(sample, skeleton) for sample in samples_of(config, args.n)]
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         for old in args.out.glob('sheet-*.jpg'):

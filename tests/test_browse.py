@@ -8,7 +8,7 @@ from data.browse import SIDE, decode, draw_sample, samples_of
 from data.coco_pose import dp, ref
 from utils.draw import person_colour
 
-K, R = len(ref.PARTS), 32
+K, R = len(ref.COCO.names), 32
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_decoding_gives_the_people_back(people):
 
 
 def test_each_joint_has_its_persons_colour_and_its_heatmap(people):
-    picture = draw_sample(sample_of(people), ref.SKELETON)
+    picture = draw_sample(sample_of(people), ref.COCO.skeleton)
     assert picture.shape == (SIDE, 2 * SIDE, 3) and picture.dtype == np.uint8
     found = decode(sample_of(people)['keypoints'], R, SIDE / R)
     alone = 0
@@ -59,7 +59,7 @@ def test_each_joint_has_its_persons_colour_and_its_heatmap(people):
 
 def test_masked_regions_are_striped():
     nobody = np.zeros((0, K, 3))
-    left, right = np.split(draw_sample(sample_of(nobody), ref.SKELETON)[60:, :SIDE], 2, axis=1)
+    left, right = np.split(draw_sample(sample_of(nobody), ref.COCO.skeleton)[60:, :SIDE], 2, axis=1)
     red, green = left[..., 0].astype(int), left[..., 1].astype(int)
     assert (red > green).all() and len(np.unique(red)) == 2
     assert (right == right[0, 0]).all() and right[0, 0, 0] == right[0, 0, 1]

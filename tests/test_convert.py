@@ -245,6 +245,22 @@ def test_other_output_channels_start_anew(mmpose_run, tuning, call_script, work)
     assert new['outs.1.conv.weight'].shape == (40, 16, 1, 1)
 
 
+def test_other_joints_start_anew_and_are_published(mmpose_run, tuning, call_script, convert, work):
+    drawn = [f'data.drawn.{s}' for s in ('pictures=[4,2]', 'size=64', 'joints=five')]
+    settings = [*drawn, *(s for s in tuning if not s.startswith('data.'))]
+    done = call_script('train.py', '-t', 'quickstart', '-e', 'new', '--init', 'mm',
+                       '--set', *settings)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 'thus new: merge_preds.0.conv.conv, outs.0.conv, outs.1.conv' in done.stdout
+    model = Run('new').config('pose')['model']
+    assert model == Run('mm').config('pose')['model'] | {'oup_dim': 10}
+    convert('new', 'new.pth.tar')
+    convert('new.pth.tar', 'back')
+    config = Run('back').config('pose')
+    assert config['run']['task'] == 'quickstart' and len(config['data']['joints']) == 5
+    assert config['data'] == Run('new').config('pose')['data']
+
+
 def test_the_best_weights_are_the_ones_to_start_from(mmpose_run, work):
     run = Run('mm')
     assert run.weights().name == 'checkpoint.pth.tar'
