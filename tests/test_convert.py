@@ -145,24 +145,24 @@ def test_a_run_is_never_overwritten(mmpose_run, golden, refused):
     refused('utils/convert.py', file, 'exp/../mm', names=['plain name'])
 
 
-CONV = torch.zeros(1)
+SOME = torch.zeros(1)
 
 
 @pytest.mark.parametrize(
     'change, names',
     [
-        (lambda w: {'backbone.conv1.weight': CONV, 'backbone.bn1.bias': CONV},
+        (lambda w: {'backbone.conv1.weight': SOME, 'backbone.bn1.bias': SOME},
          ['pre.0.conv.weight', 'backbone.stem.0.conv.weight', 'backbone.conv1.weight']),
         (lambda w: {}, ['expected names', 'none']),
         (lambda w: {k: v for k, v in w.items() if '.up1.' not in k},
          ['expected also', 'features.0.0.up1.conv.weight']),
         (lambda w: {k: v for k, v in w.items() if k != 'model.module.outs.0.conv.bias'},
          ['1 missing (outs.0.conv.bias)']),
-        (lambda w: w | {'model.module.extra': CONV}, ['1 unexpected (extra)']),
-        (lambda w: w | {'model.module.outs.0.conv.bias': CONV},
+        (lambda w: w | {'model.module.extra': SOME}, ['1 unexpected (extra)']),
+        (lambda w: w | {'model.module.outs.0.conv.bias': SOME},
          ['outs.0.conv.bias (1,), not (34,)']),
-        (lambda w: w | {'model.module.outs.0.conv.bias': CONV / 0}, ['finite', 'outs.0.conv.bias']),
-        (lambda w: w | {'model.module.pre.4.conv.weight': CONV.expand(10**6, 10**6, 3, 3)},
+        (lambda w: w | {'model.module.outs.0.conv.bias': SOME / 0}, ['finite', 'outs.0.conv.bias']),
+        (lambda w: w | {'model.module.pre.4.conv.weight': SOME.expand(10**6, 10**6, 3, 3)},
          ['plain', 'pre.4.conv.weight']),
     ],
     ids=['foreign', 'empty', 'no hourglass', 'missing', 'unexpected', 'shape', 'nan', 'hollow'],
@@ -180,6 +180,20 @@ def test_widths_that_do_not_grow_evenly(refused, golden, work):
         weights[f'{layer}.conv.weight'] = torch.zeros(64, 48, 3, 3)
     torch.save({'state_dict': weights}, 'file.pth')
     refused('utils/convert.py', 'file.pth', 'exp/new', names=['16, 24, 32, 40, 64', 'increase'])
+
+
+@pytest.mark.parametrize(
+    'entry, value, names',
+    [
+        ('bn.running_var', torch.full((64,), -1.0), ['finite', 'pre.0.conv.weight']),
+        ('bn.bias', torch.zeros(3), ['unexpected', 'pre.0.bn.bias']),
+        ('conv.bias', torch.zeros(3), ['pre.0.conv.bias (3,), not (64,)']),
+    ],
+)
+def test_norms_that_cannot_be_folded(refused, golden, work, entry, value, names):
+    weights = torch.load(golden('mmpose_hourglass_ae.pth'), weights_only=True)['state_dict']
+    torch.save({'state_dict': weights | {f'backbone.stem.0.{entry}': value}}, 'file.pth')
+    refused('utils/convert.py', 'file.pth', 'exp/new', names=names)
 
 
 @pytest.mark.parametrize('share', [0, 0.3, 0.99])
@@ -201,13 +215,15 @@ def test_nothing_to_convert(refused, work):
         ({'train': {'input_res': 'wide'}}, ['train.input_res', 'wide']),
         ({'run': {'task': 'os'}}, ["no task 'os'"]),
         ({'run': None}, ['not one of a run']),
+        ({'state_dict': {}, 'model': {'nstack': 10**9}}, ['another network']),
         ({'run': {1, 2}}, ['not one of a run']),
     ],
-    ids=['network', 'provider', 'type', 'task', 'no run', 'no JSON'],
+    ids=['network', 'provider', 'type', 'task', 'no run', 'endless', 'no JSON'],
 )
 def test_a_files_config_is_not_trusted(coco_run, refused, work, config, names):
     content = read_checkpoint(Run('run1').checkpoint())
-    torch.save(content | {'config': content['config'] | config}, 'file.pth')
+    weights = config.pop('state_dict', content['state_dict'])
+    torch.save({'state_dict': weights, 'config': content['config'] | config}, 'file.pth')
     refused('utils/convert.py', 'file.pth', 'exp/new', names=names)
 
 

@@ -33,6 +33,7 @@ from utils.run import (
     write_atomically,
 )
 
+POSENET = 'models.posenet.PoseNet'  # the network whose sizes weights can tell
 FIRST, MMPOSE_FIRST = 'pre.0.conv.weight', 'backbone.stem.0.conv.weight'
 # What mmpose's names, below 'backbone.', are called here.
 MMPOSE_NAMES = {
@@ -46,12 +47,12 @@ MMPOSE_NAMES = {
 MMPOSE_INPUT = {'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}
 BN_EPS = 1e-5
 # Beside tensors mmpose's checkpoints may hold figures as numpy's numbers, under its old names too.
-_scalar = np.float64(0).__reduce__()[0]
+NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 NUMPY_NUMBERS = [
     np.dtype,
     *(type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8')),
-    _scalar,
-    (_scalar, 'numpy.core.multiarray.scalar'),
+    NUMPY_SCALAR,
+    (NUMPY_SCALAR, 'numpy.core.multiarray.scalar'),
 ]
 
 
@@ -66,11 +67,11 @@ def fold_norms(weights):
         conv = weights[f'{layer}.conv.weight'].double()
         names = [f'{layer}.bn.{part}' for part in ('weight', 'bias', 'running_mean', 'running_var')]
         norm = [weights[name].double() for name in names if name in weights]
-        if [value.shape for value in norm] != [conv.shape[:1]] * 4:
+        bias = weights.get(f'{layer}.conv.bias', torch.zeros(conv.shape[:1])).double()
+        if [value.shape for value in (*norm, bias)] != [conv.shape[:1]] * 5:
             continue
         gain, offset, mean, variance = norm
         factor = gain / (variance + BN_EPS).sqrt()
-        bias = weights.get(f'{layer}.conv.bias', torch.zeros(())).double()
         folded[f'{layer}.conv.weight'] = (conv * factor[:, None, None, None]).float()
         folded[f'{layer}.conv.bias'] = (offset + (bias - mean) * factor).float()
         for name in (*names, f'{layer}.bn.num_batches_tracked'):
@@ -98,6 +99,12 @@ def sizes_of(weights, path):
         shape = getattr(weights.get(f'{layer}.conv.weight'), 'shape', ())
         return shape[0] or None if len(shape) == 4 else None
 
+    if FIRST not in weights:
+        raise UserError(
+            f'{path} holds another network: expected names such as {FIRST} (the original, this '
+            f'program) or {MMPOSE_FIRST} (mmpose 0.x, hourglass_ae), found '
+            f'{first_of(list(weights)) or "none"}'
+        )
     stages = [f'features.0.0.{"low2." * depth}up1' for depth in range(4)]
     stages.append('features.0.0.low2.low2.low2.low2')
     sizes = {
@@ -159,22 +166,15 @@ def convert(path, run):
     with torch.serialization.safe_globals(NUMPY_NUMBERS):
         checkpoint = read_checkpoint(path)
     state_dict = checkpoint['state_dict']
-    odd = [name for name, value in state_dict.items() if not is_plain(value)]
-    if odd:
-        raise UserError(f'{path} has weights that are not plain finite numbers: {first_of(odd)}')
+    check_plain(state_dict, path)
     config = config_in(checkpoint, path)
     if MMPOSE_FIRST in state_dict:
         kind, weights = 'mmpose 0.x, its norms folded into convolutions', from_mmpose(state_dict)
+        check_plain(weights, path)  # a variance may have been negative
         config['model'] |= MMPOSE_INPUT
     else:
         kind, weights = f'network of the task {config["run"]["task"]}', bare_names(state_dict)
-        if FIRST not in weights and 'config' not in checkpoint:
-            raise UserError(
-                f'{path} holds another network: expected names such as {FIRST} (the original, '
-                f'this program) or {MMPOSE_FIRST} (mmpose 0.x, hourglass_ae), found '
-                f'{first_of(list(state_dict)) or "none"}'
-            )
-    if FIRST in weights:
+    if config['network'] == POSENET:
         config['model'] |= sizes_of(weights, path)
     with torch.device('meta'):  # only names and shapes: a file may claim any size
         network = load_task(config['run']['task']).make_network(config).network
@@ -189,6 +189,13 @@ def convert(path, run):
     print(f'{path}: {kind}, {count_parameters(weights):,} parameters\n{sizes}')
     print(f"{run.folder} is ready: 'python test.py -c {run.name} -m single' tests it, 'python "
           f"train.py -e NEW --init {run.folder}' fine-tunes it")  # fmt: skip
+
+
+def check_plain(weights, path):
+    """Raises UserError unless the weights are finite numbers, each of them in the file."""
+    odd = [name for name, value in weights.items() if not is_plain(value)]
+    if odd:
+        raise UserError(f'{path} has weights that are not plain finite numbers: {first_of(odd)}')
 
 
 def is_plain(value):
@@ -254,7 +261,7 @@ def publish(run, path, which):
     config = run.config('pose')
     task = config['run']['task']
     weights = bare_names(checkpoint['state_dict'])
-    if FIRST in weights:  # weights that came without a config have that of the task
+    if config['network'] == POSENET:  # weights that came without a config have that of the task
         config['model'] |= sizes_of(weights, source)
     # Paths are of this machine; what else describes the data stays.
     own = load_task(task).__config__['data']
