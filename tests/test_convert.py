@@ -107,7 +107,7 @@ def test_folding_a_norm_keeps_what_it_computes():
     torch.nn.init.normal_(norm.bias)
     names = {f'backbone.stem.0.conv.{k}': v for k, v in conv.state_dict().items()}
     names |= {f'backbone.stem.0.bn.{k}': v for k, v in norm.state_dict().items()}
-    folded = from_mmpose(names | {'keypoint_head.weight': torch.ones(1)})
+    folded = from_mmpose(names | {'keypoint_head.weight': torch.ones(1)}, 'file')
     assert sorted(folded) == ['pre.0.conv.bias', 'pre.0.conv.weight']
     photo = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
@@ -178,6 +178,8 @@ def test_widths_that_do_not_grow_evenly(refused, golden, work):
     for stack in (0, 1):
         layer = f'backbone.hourglass_modules.{stack}.0.low2.low2.low2.low2'
         weights[f'{layer}.conv.weight'] = torch.zeros(64, 48, 3, 3)
+        for part in ('weight', 'bias', 'running_mean', 'running_var'):
+            weights[f'{layer}.bn.{part}'] = torch.ones(64)
     torch.save({'state_dict': weights}, 'file.pth')
     refused('utils/convert.py', 'file.pth', 'exp/new', names=['16, 24, 32, 40, 64', 'increase'])
 
@@ -186,8 +188,8 @@ def test_widths_that_do_not_grow_evenly(refused, golden, work):
     'entry, value, names',
     [
         ('bn.running_var', torch.full((64,), -1.0), ['finite', 'pre.0.conv.weight']),
-        ('bn.bias', torch.zeros(3), ['unexpected', 'pre.0.bn.bias']),
-        ('conv.bias', torch.zeros(3), ['pre.0.conv.bias (3,), not (64,)']),
+        ('bn.bias', torch.zeros(3), ['broken norm behind pre.0.conv', '(64,), (3,), (64,), (64,)']),
+        ('conv.bias', torch.zeros(3), ['broken norm behind pre.0.conv']),
     ],
 )
 def test_norms_that_cannot_be_folded(refused, golden, work, entry, value, names):

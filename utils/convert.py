@@ -56,20 +56,26 @@ NUMPY_NUMBERS = [
 ]
 
 
-def fold_norms(weights):
+def fold_norms(weights, path):
     """The same network without BatchNorm, in evaluation mode; for norms between conv and ReLU.
 
-    weights: by name, 'x.conv.weight' with 'x.bn.*' beside it. Computed in float64. Layers whose
-    norm is incomplete stay as they are.
+    weights: by name, 'x.conv.weight' with 'x.bn.*' beside it. Computed in float64. Raises UserError
+    where a norm is incomplete or does not fit its convolution.
     """
     folded = dict(weights)
     for layer in [name.removesuffix('.conv.weight') for name in weights if '.conv.weight' in name]:
         conv = weights[f'{layer}.conv.weight'].double()
         names = [f'{layer}.bn.{part}' for part in ('weight', 'bias', 'running_mean', 'running_var')]
         norm = [weights[name].double() for name in names if name in weights]
-        bias = weights.get(f'{layer}.conv.bias', torch.zeros(conv.shape[:1])).double()
-        if [value.shape for value in (*norm, bias)] != [conv.shape[:1]] * 5:
+        if not norm:
             continue
+        bias = weights.get(f'{layer}.conv.bias', torch.zeros(conv.shape[:1])).double()
+        if conv.ndim != 4 or [value.shape for value in (*norm, bias)] != [conv.shape[:1]] * 5:
+            raise UserError(
+                f'{path} has a broken norm behind {layer}.conv, as it is called here: expected 4 '
+                f'tensors {layer}.bn.* of {tuple(conv.shape[:1])}, found '
+                f'{", ".join(str(tuple(value.shape)) for value in norm)}'
+            )
         gain, offset, mean, variance = norm
         factor = gain / (variance + BN_EPS).sqrt()
         folded[f'{layer}.conv.weight'] = (conv * factor[:, None, None, None]).float()
@@ -79,8 +85,8 @@ def fold_norms(weights):
     return folded
 
 
-def from_mmpose(state_dict):
-    """Weights under this program's names from those of mmpose 0.x (METHOD: a second source)."""
+def from_mmpose(state_dict, path):
+    """PoseNet's weights, under its names, from those of mmpose 0.x. Raises UserError."""
     weights = {}
     for name, value in state_dict.items():
         if name.startswith('backbone.'):
@@ -88,7 +94,7 @@ def from_mmpose(state_dict):
             for old, new in MMPOSE_NAMES.items():
                 bare = re.sub(f'^{old}', new, bare)
             weights[bare] = value
-    return fold_norms(weights)
+    return fold_norms(weights, path)
 
 
 def sizes_of(weights, path):
@@ -169,7 +175,8 @@ def convert(path, run):
     check_plain(state_dict, path)
     config = config_in(checkpoint, path)
     if MMPOSE_FIRST in state_dict:
-        kind, weights = 'mmpose 0.x, its norms folded into convolutions', from_mmpose(state_dict)
+        kind = 'mmpose 0.x, its norms folded into convolutions'
+        weights = from_mmpose(state_dict, path)
         check_plain(weights, path)  # a variance may have been negative
         config['model'] |= MMPOSE_INPUT
     else:
