@@ -290,7 +290,8 @@ def test_where_a_run_cannot_start(mmpose_run, tuning, refused):
     new = ['train.py', '-e', 'new', '--set', *tuning]
     refused(*new, '--init', 'exp/nothing', names=['exp/nothing', 'choose one of: mm'])
     refused(*new, 'model.nstack=1', '--init', 'mm', names=['exp/mm', 'unexpected', 'model.*'])
-    refused('train.py', '-c', 'mm', '--init', 'mm', names=['--init exp/mm'])
+    refused('train.py', '-c', 'mm', names=['not continued', '--init exp/mm'])
+    refused('train.py', '-c', 'mm', '--init', 'mm', names=['--init is for a new run'])
     refused(*new, 'model.std=[1,0,1]', names=['model.std', 'above 0'])
 
 
