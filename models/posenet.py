@@ -47,9 +47,9 @@ class PoseNet(nn.Module):
         super().__init__()
         self.checkpoint_stacks = False
         self.normalises = any(mean) or any(value != 1 for value in std)
-        # Part of the config, not of the weights: the published ones have no such names.
-        self.register_buffer('mean', torch.tensor(mean), persistent=False)
-        self.register_buffer('std', torch.tensor(std), persistent=False)
+        if self.normalises:  # part of the config, not of the weights: those have no such names
+            self.register_buffer('mean', torch.tensor(mean), persistent=False)
+            self.register_buffer('std', torch.tensor(std), persistent=False)
         self.pre = nn.Sequential(
             Conv(3, stem[0], 7, stride=2, bn=bn),
             Conv(stem[0], stem[1], bn=bn),

@@ -1,0 +1,131 @@
+"""What the faults share: a drawn data set, a training of seconds, commands, and comparisons."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from data import synthetic
+
+ROOT = Path(__file__).parent.parent.parent
+TORCHRUN = (sys.executable, '-m', 'torch.distributed.run')
+PLAIN = (sys.executable,)
+PATIENCE = 120  # seconds for one command
+# A network and a training as small as they get; BatchNorm gives them buffers to keep, too.
+TINY = (
+    'model.nstack=2', 'model.inp_dim=8', 'model.oup_dim=34', 'model.increase=4',
+    'model.stem=[4,8,8]', 'train.input_res=64', 'train.output_res=16', 'train.batchsize=8',
+    'train.epochs=2', 'train.train_iters=60', 'train.valid_iters=1', 'train.eval_epochs=0',
+    'train.num_workers=0', 'train.precision=fp32', 'train.seed=1', 'test.num_workers=0',
+    'test.precision=fp32',
+)  # fmt: skip
+
+
+def draw_set(folder, pictures=(24, 9)):
+    """Draws a set of small pictures; returns the settings that name it."""
+    synthetic.make(folder, pictures, size=96, people=(1, 3), seed=1)
+    train, valid = (
+        folder / f'annotations/person_keypoints_{split}.json' for split in synthetic.SPLITS
+    )
+    return [
+        f'data.images={folder / "images"}',
+        f'data.annotations={train}',
+        f'data.valid_annotations={valid}',
+    ]
+
+
+def torchrun(*options, ranks=2):
+    """The beginning of a command that starts a script on several ranks of this machine."""
+    return (*TORCHRUN, '--nproc-per-node', str(ranks), *options)
+
+
+def start(launcher, script, *args, cwd, settings=()):
+    """Starts train.py or test.py (or another script) in a process group of its own."""
+    chosen = ['--set', *settings] if settings else []
+    command = [*launcher, str(ROOT / script), *map(str, args), *chosen]
+    # One thread per process, with which all of them compute the same.
+    environment = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def finish(process):
+    """Waits for a process; returns its exit code and what it printed."""
+    try:
+        output, _ = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        raise TimeoutError(f'no end after {PATIENCE} s: {process.args}\n{output}') from None
+    return process.returncode, output
+
+
+def run(launcher, script, *args, cwd, settings=()):
+    """Runs a command that is to succeed; returns what it printed."""
+    code, output = finish(start(launcher, script, *args, cwd=cwd, settings=settings))
+    if code:
+        raise RuntimeError(f'exit code {code}: {script} {args}\n{output}')
+    return output
+
+
+def wait_for(condition, process, what):
+    """Waits until a condition holds; RuntimeError where the process ends, or time, before it."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise RuntimeError(f'{what} did not come about:\n{process.communicate()[0]}')
+        time.sleep(0.01)
+
+
+def trains(folder, steps=1):
+    """Whether a run of the work folder has reached some step, as its checkpoint tells."""
+    try:
+        return checkpoint_of(folder)['step'] >= steps
+    except FileNotFoundError:
+        return False
+
+
+def checkpoint_of(folder):
+    """The checkpoint of a run folder."""
+    return torch.load(Path(folder) / 'checkpoint.pth.tar', weights_only=True)
+
+
+def same(a, b):
+    """Whether two nested states are equal to the last bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def differences(a, b):
+    """The parts of two checkpoints that differ, of all that a run goes on with."""
+    parts = ('state_dict', 'optimizer', 'step', 'epoch', 'samples', 'best', 'sums', 'random')
+    return [part for part in parts if not same(a[part], b[part])]
+
+
+def ranks_of(process):
+    """The process numbers of the ranks that a torchrun has started."""
+    found = subprocess.run(
+        ['ps', '-o', 'pid=,args=', '--ppid', str(process.pid)], capture_output=True, text=True
+    )
+    lines = (line.split(None, 1) for line in found.stdout.splitlines())
+    return [int(pid) for pid, command in lines if '.py' in command]
+
+
+def free_port():
+    """A TCP port of this machine that nobody uses."""
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        return s.getsockname()[1]

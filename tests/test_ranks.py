@@ -1,0 +1,186 @@
+"""Several processes, gloo on CPUs: the same as one, stopped and continued, killed and restarted."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from data.coco_pose import dp
+from tests.faults import common
+from utils import dist
+
+ONCE = ('train.epochs=1', 'train.train_iters=1')
+WHOLE = ('model.bn=True', 'train.num_workers=1', 'train.train_iters=150', 'train.save_minutes=0')
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A folder to work in, and the settings that name its drawn pictures."""
+    folder = tmp_path_factory.mktemp('ranks')
+    return folder, common.draw_set(folder / 'set')
+
+
+@pytest.fixture(scope='module')
+def train(place):
+    """train(launcher, name, *settings): a whole run; returns its checkpoint."""
+    folder, settings = place
+
+    def train(launcher, name, *chosen):
+        settings_all = [*settings, *common.TINY, *chosen]
+        common.run(launcher, 'train.py', '-e', name, cwd=folder, settings=settings_all)
+        return common.checkpoint_of(folder / 'exp' / name)
+
+    return train
+
+
+@pytest.fixture(scope='module')
+def undisturbed(train):
+    """The end of a run on two ranks that nothing happened to."""
+    return train(common.torchrun(), 'whole', *WHOLE)
+
+
+def gradients(checkpoint):
+    """After one step of Adam its first moments are a tenth of the gradients."""
+    state = checkpoint['optimizer']['state']
+    return torch.cat([10 * state[i]['exp_avg'].flatten() for i in sorted(state)])
+
+
+def weights(checkpoint):
+    return torch.cat([value.flatten() for value in checkpoint['state_dict'].values()])
+
+
+def test_two_ranks_and_two_passes_give_the_gradients_of_one(train):
+    one = gradients(train(common.PLAIN, 'one', *ONCE))
+    for launcher, name, settings in (
+        (common.torchrun(), 'two', []),
+        (common.PLAIN, 'passes', ['train.accumulate=2']),
+        (common.PLAIN, 'again', ['train.checkpoint_stacks=True']),
+    ):
+        other = gradients(train(launcher, name, *ONCE, *settings))
+        assert (one - other).norm() < 1e-6 * one.norm(), name
+    wrong = gradients(train(common.PLAIN, 'half', *ONCE, 'train.batchsize=4'))
+    assert (one - wrong).norm() > 1e-2 * one.norm()  # the comparison can fail
+
+
+def test_two_ranks_and_two_machines_have_the_weights_of_one_after_20_steps(train, place):
+    folder, settings = place
+    steps = ('train.epochs=4', 'train.train_iters=5', 'train.eval_epochs=2')
+    one = train(common.PLAIN, 'one20', *steps)
+    two = train(common.torchrun(), 'two20', *steps)
+    endpoint = f'localhost:{common.free_port()}'
+    meet = ('--nnodes', '2', '--rdzv-backend', 'c10d', '--rdzv-endpoint', endpoint)
+    command = {'cwd': folder, 'settings': [*settings, *common.TINY, *steps]}
+    agents = [
+        common.start(common.torchrun(*meet, ranks=1), 'train.py', '-e', 'far20', **command)
+        for _ in range(2)
+    ]
+    ends = [common.finish(agent) for agent in agents]
+    assert [code for code, _ in ends] == [0, 0], ends
+    far = common.checkpoint_of(folder / 'exp' / 'far20')
+    assert one['step'] == two['step'] == 20
+    assert (weights(one) - weights(two)).abs().max() < 1e-5
+    assert not common.differences(two, far)  # where a rank runs changes nothing
+    # Rank 0 alone writes, and its figures are those of all images.
+    logs = {n: (folder / 'exp' / n / 'metrics.jsonl').read_text() for n in ('one20', 'two20')}
+    lines = {name: [json.loads(line) for line in log.splitlines()] for name, log in logs.items()}
+    assert [len(of_run) for of_run in lines.values()] == [4, 4]
+    for a, b in zip(*lines.values(), strict=True):
+        for key in ('detection', 'push', 'pull', 'valid_objective', 'images'):
+            assert a[key] == pytest.approx(b[key], rel=1e-4), key
+    assert 'AP' in lines['two20'][1]
+    assert (folder / 'exp/two20/log').read_text().count('2 ranks on CPUs') == 1
+
+
+@pytest.mark.parametrize('batchsize', [1, 2])
+def test_two_ranks_write_the_detections_of_one(place, undisturbed, batchsize):
+    folder, _ = place
+    settings = [f'test.batchsize={batchsize}', 'test.square=False', 'test.detection_val=0.02']
+    found = []
+    for launcher in (common.PLAIN, common.torchrun(), common.torchrun(ranks=3)):
+        printed = common.run(launcher, 'test.py', '-c', 'whole', '--vis', 0, cwd=folder,
+                             settings=settings)  # fmt: skip
+        assert printed.count('Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all') == 1
+        found.append((folder / 'exp/whole/dt.json').read_bytes())
+    assert found[0] == found[1] == found[2]
+    assert len(json.loads(found[0])) > 9
+
+
+@pytest.mark.parametrize('to_all', [True, False], ids=['torchrun', 'one rank'])
+def test_sigterm_saves_and_the_rest_equals_the_undisturbed_run(place, undisturbed, to_all):
+    folder, settings = place
+    name = f'stopped-{to_all}'
+    command = {'cwd': folder, 'settings': [*settings, *common.TINY, *WHOLE]}
+    process = common.start(common.torchrun(), 'train.py', '-e', name, **command)
+    run = folder / 'exp' / name
+    common.wait_for(lambda: common.trains(run, 20), process, 'step 20')
+    os.kill(process.pid if to_all else common.ranks_of(process)[1], signal.SIGTERM)
+    code, output = common.finish(process)
+    assert f"continue with 'python train.py -c {name}'" in output
+    if not to_all:
+        assert code == 0  # torchrun itself, where it is told to stop, ends with an error
+    stopped = common.checkpoint_of(run)
+    assert f'saved after step {stopped["step"]};' in output
+    assert 20 <= stopped['step'] < undisturbed['step']
+    # With other workers than before, which change nothing either.
+    common.run(common.torchrun(), 'train.py', '-c', name, cwd=folder,
+               settings=['train.num_workers=0'])  # fmt: skip
+    assert not common.differences(common.checkpoint_of(run), undisturbed)
+
+
+def test_a_killed_rank_is_restarted_and_ends_with_the_undisturbed_weights(place, undisturbed):
+    folder, settings = place
+    command = {'cwd': folder, 'settings': [*settings, *common.TINY, *WHOLE]}
+    launcher = common.torchrun('--max-restarts', '1')
+    process = common.start(launcher, 'train.py', '-e', 'killed', **command)
+    run = folder / 'exp' / 'killed'
+    common.wait_for(lambda: common.trains(run, 20), process, 'step 20')
+    os.kill(common.ranks_of(process)[1], signal.SIGKILL)
+    code, output = common.finish(process)
+    assert code == 0, output
+    assert 'continuing at step' in output
+    assert not common.differences(common.checkpoint_of(run), undisturbed)
+    # Another launch of the same command is another run, which must not write over this one.
+    code, output = common.finish(common.start(launcher, 'train.py', '-e', 'killed', **command))
+    assert code != 0 and 'exp/killed has a checkpoint' in output
+    assert not common.differences(common.checkpoint_of(run), undisturbed)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_both_numbers(place):
+    folder, settings = place
+    for launcher, setting in (
+        (common.torchrun(ranks=3), 'train.accumulate=1'),
+        (common.PLAIN, 'train.accumulate=3'),
+    ):
+        process = common.start(launcher, 'train.py', '-e', 'uneven', cwd=folder,
+                               settings=[*settings, *common.TINY, setting])  # fmt: skip
+        code, output = common.finish(process)
+        assert code != 0
+        assert 'train.batchsize is 8: expected a multiple of 3' in output
+        assert output.count('error: ') == 1
+    assert not (folder / 'exp' / 'uneven').exists()
+
+
+def test_shares_of_ranks_are_the_batches_of_one(monkeypatch):
+    """The order of samples hangs on the seed and the pass alone."""
+
+    def batches(rank, world, count=5):
+        monkeypatch.setattr(dist, 'rank', lambda: rank)
+        monkeypatch.setattr(dist, 'world_size', lambda: world)
+        numbers = iter(dp.RankBatches(dp.Passes(7, seed=3, start=4), 12))
+        return [next(numbers) for _ in range(count)]
+
+    whole = batches(0, 1)
+    for world in (2, 3, 4):
+        shares = [batches(rank, world) for rank in range(world)]
+        assert [sum(parts, []) for parts in zip(*shares, strict=True)] == whole
+        assert all(len(part) == 12 // world for part in shares[-1])
+
+
+def test_workers_of_ranks_share_the_cores(monkeypatch):
+    monkeypatch.setattr(dp.os, 'sched_getaffinity', lambda _: set(range(8)), raising=False)
+    for ranks, expected in ((1, 8), (2, 4), (8, 1), (16, 1)):
+        monkeypatch.setattr(dist, 'local_world_size', lambda ranks=ranks: ranks)
+        assert dp.worker_count(-1) == expected
+    assert dp.worker_count(3) == 3
