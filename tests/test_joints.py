@@ -417,7 +417,7 @@ def test_joints_that_coco_lacks_lie_where_they_should():
             assert np.hypot(*(neck - shoulders.mean(0))[:2]) < 0.06 * tall
             assert np.hypot(*(head - ears.mean(0))[:2]) < 0.15 * tall
             checked += 1
-    assert checked > 20 and hidden > 10
+    assert checked > 20 and hidden > 5
 
 
 def test_another_set_of_joints_is_another_data_set(tmp_path):
