@@ -32,22 +32,22 @@ HEAD, TRUNK, ARM, FOREARM, THIGH, SHIN = 1, 2, 3, 5, 7, 9  # of limbs the left; 
 FOREGROUND = 255  # in the map of who owns a pixel: 0 nobody, then the people from 1
 CIRCLE = np.stack([np.cos(np.arange(16) * np.pi / 8), np.sin(np.arange(16) * np.pi / 8)], 1)
 CIRCLE *= 16 * FINE  # OpenCV takes sixteenths of a pixel
-# The points of a body that can be labelled: COCO's joints, by which it is posed, and some more.
+# The points of a body that can be labelled: COCO's joints, by which it is posed, and two more.
 BODY = len(ref.COCO.names)
-POINTS = (*ref.COCO.names, 'left_hand', 'right_hand', 'left_foot', 'right_foot', 'head', 'neck')
+POINTS = (*ref.COCO.names, 'head', 'neck')
 # The parts on which a point lies: where another part covers it, it is hidden.
 HOMES = [{HEAD}] * 5 + [
     {part + side for part in parts}
-    for parts in ((ARM,), (ARM, FOREARM), (FOREARM,), (THIGH,), (THIGH, SHIN), (SHIN,),
-                  (FOREARM,), (SHIN,))
+    for parts in ((ARM,), (ARM, FOREARM), (FOREARM,), (THIGH,), (THIGH, SHIN), (SHIN,))
     for side in (0, 1)
-] + [{HEAD}, {TRUNK}]  # fmt: skip
+]
+HOMES += [{HEAD}, {TRUNK}]
 # Sets of joints by their names, each with its limbs. The pictures are the same with all of them.
 SETS = {
     'coco': (ref.COCO.names, ref.COCO.skeleton),
     'five': (
-        ('head', 'left_hand', 'right_hand', 'left_foot', 'right_foot'),
-        ((0, 1), (0, 2), (0, 3), (0, 4)),
+        ('head', 'left_shoulder', 'right_shoulder', 'left_hip', 'right_hip'),
+        ((0, 1), (0, 2), (1, 3), (2, 4), (3, 4)),
     ),
     'crowdpose': (
         (
@@ -236,9 +236,8 @@ def _body(rng):
     if tips['front']:
         lips = skull + np.array([face @ (x, 0.04, 0.042) for x in (-0.012, 0.012)])
         add(above + 0.001, HEAD, 'mouth', lips, (0.006, 0.006), size)
-    more = [tips[name, side] for name in ('hand', 'toes') for side in (0, 1)]
-    points = np.array([*joints, *more, skull + face @ (0, -0.062, -0.012), neck])  # as in POINTS
-    far = np.r_[far, np.zeros(len(points) - len(joints), bool)]
+    points = np.array([*joints, skull + face @ (0, -0.062, -0.012), neck])  # as in POINTS
+    far = np.r_[far, False, False]
     return points, far, tips['front'], colours, [p[1:] for p in sorted(parts, key=lambda p: p[0])]
 
 

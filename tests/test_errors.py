@@ -141,11 +141,13 @@ def test_annotations_without_keypoints(coco, train_refused, refused, run1, count
         lambda content: content['images'][0].pop('id'),
         lambda content: content['images'][-1].pop('file_name'),
         lambda content: content['annotations'][0].pop('image_id'),
+        lambda content: content['annotations'][0].update(category_id='person'),
         lambda content: content['annotations'][0].update(keypoints=None),
         lambda content: content['annotations'][0].update(keypoints=['a'] * 51),
     ],
     ids=['images null', 'annotations null', 'images texts', 'annotations texts', 'image without id',
-         'image without name', 'no image_id', 'keypoints null', 'keypoints texts'],
+         'image without name', 'no image_id', 'category by name', 'keypoints null',
+         'keypoints texts'],
 )  # fmt: skip
 def test_annotations_of_another_form(coco, train_refused, change):
     change(coco.content)

@@ -315,7 +315,7 @@ def read_annotations(file, joints=COCO):
     category = named_category(content, file)
     if category:
         check_names(joints.names, category, file)
-        others = [c.get('id') for c in content['categories'] if not c.get('keypoints')]
+        others = [c.get('id', -1) for c in content['categories'] if not c.get('keypoints')]
     else:
         others = []
     for kind in ('images', 'annotations'):
@@ -326,7 +326,7 @@ def read_annotations(file, joints=COCO):
                     f'{file}, entry {number} of {kind}: {problem}; use a person_keypoints_*.json '
                     'file as COCO publishes it, or one whose categories name its joints'
                 )
-    annotations = [a for a in content['annotations'] if a.get('category_id', 1) not in others]
+    annotations = [a for a in content['annotations'] if a.get('category_id') not in others]
     if category is None:
         category = {'id': next((a.get('category_id', 1) for a in annotations), 1), 'name': 'person'}
     for number, annotation in enumerate(annotations):
@@ -348,11 +348,11 @@ def problem_of(entry, kind, num_parts, others):
     if not isinstance(entry, dict):
         return f'expected an object, found {type(entry).__name__}'
     if kind == 'annotations':
-        category_id = entry.get('category_id', 1)
-        if type(category_id) is not int:
-            return f'expected a whole number as category_id, found {category_id!r}'
+        category_id = entry.get('category_id')
         if category_id in others:
             return ''
+        if type(category_id) is not int and 'category_id' in entry:
+            return f'expected a whole number as category_id, found {category_id!r}'
     needed = ('id', 'file_name') if kind == 'images' else ('image_id', 'keypoints')
     missing = [key for key in needed if key not in entry]
     if missing:
