@@ -148,7 +148,7 @@ def ticks_of(low, high):
     """About six round numbers between two ends, each with its text."""
     rough = (high - low) / 6
     unit = 10.0 ** np.floor(np.log10(rough))
-    step = unit * next(factor for factor in (1, 2, 5, 10) if factor * unit >= rough)
+    step = unit * next(factor for factor in (1, 2, 5, 10) if factor * unit > 0.99 * rough)
     digits = max(0, -int(np.floor(np.log10(step))))
     numbers = range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)
     return [(number * step, f'{number * step:.{digits}f}') for number in numbers]

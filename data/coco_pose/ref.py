@@ -400,7 +400,7 @@ def find_folder(images, file, records):
         tried = ', '.join(str(folder / example) for folder in folders)
         raise DataError(
             f'no photos of {file}: tried {tried}; edit IMAGES in data/coco_pose/ref.py, '
-            'or pass --set data.images=...'
+            'or pass --set data.images=... (beside --annotations: --images)'
         )
     # One listing is far quicker than asking for 100,000 files one at a time.
     listed = {

@@ -21,15 +21,18 @@ def write_submission(folder, name, split, detections):
     path.write_text(json.dumps(detections))
     with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED) as stream:
         stream.write(path, path.name)
-    ids = set(split.ids)
+    ids, values = set(split.ids), 3 * len(split.joints.names)
     for number, entry in enumerate(json.loads(path.read_text())):
-        if problem := problem_of(entry, ids):
+        if problem := problem_of(entry, ids, values):
             raise ref.DataError(f'{path}, entry {number}: {problem}; COCO would not take it')
     return path, archive
 
 
-def problem_of(entry, ids):
-    """What is wrong with an entry of a results file of the images `ids`, or ''."""
+def problem_of(entry, ids, values):
+    """What is wrong with an entry of a results file, or ''.
+
+    ids: those of the images; values: how many the keypoints have, three for each joint.
+    """
     wanted = {'image_id', 'category_id', 'keypoints', 'score'}
     if set(entry) != wanted:
         return f'expected {sorted(wanted)}, found {sorted(entry)}'
@@ -37,8 +40,8 @@ def problem_of(entry, ids):
         return f'image_id {entry["image_id"]!r} is no number of an image of the annotation file'
     if type(entry['category_id']) is not int:
         return f'category_id {entry["category_id"]!r} is no whole number'
-    if len(entry['keypoints']) != 3 * len(ref.PARTS):
-        return f'expected {3 * len(ref.PARTS)} keypoint values, found {len(entry["keypoints"])}'
+    if len(entry['keypoints']) != values:
+        return f'expected {values} keypoint values, found {len(entry["keypoints"])}'
     if not all(map(math.isfinite, [*entry['keypoints'], entry['score']])):
         return 'expected finite numbers as keypoints and score'
     return ''
