@@ -19,12 +19,10 @@ import importlib
 import io
 import json
 import sys
-from collections import Counter
 from itertools import zip_longest
 from math import gcd
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,13 +31,14 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from data.coco_pose import dp, ref
+from data.coco_pose.pictures import VISIBLE, write_pictures
 from data.coco_pose.submission import write_submission
 from data.photos import Results, list_files, open_pictures
 from task import pose
 from utils import dist
 from utils.affine import get_transform, invert, kpt_affine, warp
 from utils.device import choose_device, choose_precision
-from utils.draw import beside, draw_heatmaps, draw_people, draw_tags
+from utils.draw import draw_heatmaps, draw_people, draw_tags
 from utils.group import HeatmapParser, adjust
 from utils.run import (
     Run,
@@ -57,7 +56,6 @@ from utils.run import (
 STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
 DIVERGED = 10  # a heatmap, trained toward 1, that exceeds this is noise
 CACHED = 2**18  # values of maps that refine looks at together: about what a CPU's cache holds
-VISIBLE = 0.1  # score of the people that pictures show
 
 
 class Predictor:
@@ -490,59 +488,6 @@ def evaluate(func, split, mode='single', scales=None, limit=0):
     if dist.rank() > 0:
         return {}, '', None, detections
     return *coco_scores(split, ids, detections), detections
-
-
-def found_share(evaluation, image_id):
-    """How much of a photo's truth was found, 0 to 1, or None where it shows nobody.
-
-    Of as many best detections as there are people, the share that matches one, averaged over
-    COCO's thresholds of similarity. evaluation: a COCOeval after evaluate().
-    """
-    results = (one for one in evaluation.evalImgs if one and one['image_id'] == image_id)
-    result = next(results, None)  # the first is that of people of all sizes
-    people = int((1 - result['gtIgnore']).sum()) if result else 0
-    if people == 0:
-        return None
-    counted = result['dtMatches'][:, :people] * ~result['dtIgnore'][:, :people]
-    return (counted > 0).sum(1).mean() / people
-
-
-def write_pictures(folder, split, evaluation, detections, count, sure):
-    """Writes `count` photos with predictions beside the truth, the worst and the best in turn.
-
-    evaluation: a COCOeval after evaluate(). sure: the value that a joint to be shown exceeds.
-    """
-    ids = evaluation.params.imgIds
-    shares = {image_id: found_share(evaluation, image_id) for image_id in ids}
-    people = Counter(a['image_id'] for a in split.annotations if ref.has_people(a))
-    # Of equally good pictures those with more people tell more.
-    ranked = sorted((i for i in ids if shares[i] is not None), key=lambda i: (shares[i], people[i]))
-    worst, best = ranked[: count // 2], ranked[::-1][: count - count // 2]
-    best = [image_id for image_id in best if image_id not in worst]
-    kinds = [('best', image_id) for image_id in best], [('worst', image_id) for image_id in worst]
-    folder.mkdir(exist_ok=True)
-    for old in folder.glob('*.jpg'):
-        old.unlink()
-    order = [pair for pairs in zip_longest(*kinds[::-1]) for pair in pairs if pair]
-    skeleton, K = split.joints.skeleton, len(split.joints.names)
-    for rank, (kind, image_id) in enumerate(order, 1):
-        photo = ref.read_photo(split.path(image_id))
-        found = [d for d in detections if d['image_id'] == image_id and d['score'] > VISIBLE]
-        truth = [a for a in split.annotations if a['image_id'] == image_id and ref.has_people(a)]
-        people = keypoints_of(found, K)
-        people[..., 2] *= people[..., 2] > sure  # what refine guessed is no sight
-        pictures = [
-            draw_people(photo, people, skeleton, [d['score'] for d in found]),
-            draw_people(photo, keypoints_of(truth, K), skeleton),
-        ]
-        picture = beside(pictures, [f'predicted: {shares[image_id]:.0%} found', 'truth'])
-        name = f'{rank:02d}-{kind}-{shares[image_id]:.2f}-{image_id}.jpg'
-        cv2.imwrite(str(folder / name), picture[..., ::-1])
-
-
-def keypoints_of(entries, num_parts):
-    """The keypoints of COCO entries as (P, K, 3)."""
-    return np.array([e['keypoints'] for e in entries], float).reshape(-1, num_parts, 3)
 
 
 def parse_scales(text):

@@ -540,7 +540,7 @@ def read_photo(path, record=None, upright=False):
     are the frame of COCO's annotations.
     Raises DataError that names the photo where it is missing, broken or cut short.
     """
-    advice = 'choose another' if upright else 'download it again'
+    advice = 'convert it to JPEG or PNG, or choose another' if upright else 'download it again'
     try:
         data = Path(path).read_bytes()
     except OSError as error:
