@@ -5,7 +5,11 @@ python test.py -c run1 -m multi               at three scales
 python test.py -c run1 --scales 2,1.5,1,0.5   at any list of scales
 python test.py -c run1 --checkpoint best      the best checkpoint instead of the latest
 python test.py -c run1 --vis 20               pictures of predictions beside the truth
-from test import load, multiperson            your own photos, see README.md
+python test.py -c run1 --images a.jpg folder/ clip.mp4 [--out out/] [--maps]
+                                              people in your own photos and clips
+python test.py -c run1 -m multi --annotations image_info_test-dev2017.json --images test2017
+                                              any COCO file: AP, or without labels a submission
+from test import load, multiperson, aggregate the same from Python, see README.md
 """
 
 import argparse
@@ -15,11 +19,10 @@ import importlib
 import io
 import json
 import sys
-from collections import Counter
 from itertools import zip_longest
 from math import gcd
+from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,27 +31,31 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from data.coco_pose import dp, ref
+from data.coco_pose.pictures import VISIBLE, write_pictures
+from data.coco_pose.submission import write_submission
+from data.photos import Results, list_files, open_pictures
 from task import pose
 from utils import dist
 from utils.affine import get_transform, invert, kpt_affine, warp
 from utils.device import choose_device, choose_precision
-from utils.draw import beside, draw_people
+from utils.draw import draw_heatmaps, draw_people, draw_tags
 from utils.group import HeatmapParser, adjust
 from utils.run import (
     Run,
+    UserError,
     apply_settings,
     check_config,
     exit_code,
     load_network,
     load_task,
     read_checkpoint,
+    write_atomically,
     write_json,
 )
 
 STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
 DIVERGED = 10  # a heatmap, trained toward 1, that exceeds this is noise
 CACHED = 2**18  # values of maps that refine looks at together: about what a CPU's cache holds
-VISIBLE = 0.1  # score of the people that pictures show
 
 
 class Predictor:
@@ -78,10 +85,11 @@ class Predictor:
 def load(name, which='checkpoint', task='pose', settings=()):
     """The trained network of exp/<name>, ready for `multiperson`: a Predictor.
 
+    exp/ is that of the working folder or, where it has no such run, of the repository.
     which: 'checkpoint' (the latest) or 'best'. task: whose config serves weights that come without
     one. settings: changes of the config, as --set takes them. Raises UserError.
     """
-    run = Run(name)
+    run = Run(name, anywhere=True)
     path = run.checkpoint(which)
 
     def read_config():
@@ -224,17 +232,20 @@ def group(det, tag, matrix, settings, joint_order=None):
     return people, scores
 
 
-def find_people(preds, frames, size, scales, config):
-    """People and scores of one photo from its network outputs, see `merge` and `group`.
+def maps_of(preds, frames, size, scales, config):
+    """Heatmaps, tags and transform of one photo from its network outputs, see `aggregate`.
 
     size: the photo's (height, width).
     """
     joints = ref.joints_of(config['data'])
-    K, D = len(joints.names), len(preds[0])
+    K = len(joints.names)
     merged = merge(preds, scales, K, list(joints.flip))
     if merged is None:
-        return np.zeros((0, K, 3 + D), np.float32), np.zeros(0, np.float32)
-    det, tag, first = merged
+        D, _, H, W = preds[0].shape
+        det, first = preds[0].new_zeros((K, H, W)), 0
+        tag = det[..., None].expand(-1, -1, -1, D)
+    else:
+        det, tag, first = merged
     if config['test']['shuffle_tags']:
         places = torch.randperm(tag.shape[1] * tag.shape[2], generator=torch.Generator())
         tag = tag.flatten(1, 2)[:, places.to(tag.device)].view_as(tag)
@@ -246,7 +257,39 @@ def find_people(preds, frames, size, scales, config):
         outside = torch.ones_like(det[0], dtype=torch.bool)
         outside[max(top, 0) : bottom, max(left, 0) : right] = False
         det = det.masked_fill(outside, -torch.inf)
-    return group(det, tag, invert(matrix), config['test'], joints.order)
+    return det, tag, invert(matrix)
+
+
+def find_people(preds, frames, size, scales, config):
+    """People and scores of one photo from its network outputs, see `maps_of` and `group`."""
+    order = ref.joints_of(config['data']).order
+    return group(*maps_of(preds, frames, size, scales, config), config['test'], order)
+
+
+def aggregate(img, func, scales):
+    """The merged maps of a photo: det (K, H, W), tag (K, H, W, D), and a (2, 3) transform.
+
+    img (H, W, 3) uint8 RGB. func: see `multiperson`. scales: a list, as [1.0]. det and tag are
+    tensors on the network's device. H and W are those of the first scale's output; D counts its
+    passes, the photo and its mirror image. The transform goes from this frame to image pixels, for
+    `utils.affine.kpt_affine`. With test.margins off, det is -inf beyond the photo; where every pass
+    has diverged, it is 0.
+    """
+    img = as_rgb(img)
+    config = config_of(func)
+    frames = input_frames(*img.shape[:2], config, scales)
+    preds = []
+    for res, matrix in frames:
+        photo = warp(img, matrix, res).astype(np.float32) / 255
+        mirrored = [np.ascontiguousarray(photo[:, ::-1])] * config['test']['mirror']
+        output = func([photo, *mirrored])[0]
+        preds.append(torch.as_tensor(output)[:, -1])
+    return maps_of(preds, frames, img.shape[:2], scales, config)
+
+
+def config_of(func):
+    """The config of what `load` returns; the default one for any other function."""
+    return getattr(func, 'config', pose.__config__)
 
 
 def multiperson(img, func, mode='single', scales=None):
@@ -257,17 +300,9 @@ def multiperson(img, func, mode='single', scales=None):
     mode: 'single' or 'multi', a list of scales in the config; `scales` is one of your own.
     Value 0 marks a joint that was not found.
     """
-    img = as_rgb(img)
-    config = getattr(func, 'config', pose.__config__)
-    scales = scales or config['test']['scales'][mode]
-    frames = input_frames(*img.shape[:2], config, scales)
-    preds = []
-    for res, matrix in frames:
-        photo = warp(img, matrix, res).astype(np.float32) / 255
-        mirrored = [np.ascontiguousarray(photo[:, ::-1])] * config['test']['mirror']
-        output = func([photo, *mirrored])[0]
-        preds.append(torch.as_tensor(output)[:, -1])
-    return find_people(preds, frames, img.shape[:2], scales, config)
+    config = config_of(func)
+    maps = aggregate(img, func, scales or config['test']['scales'][mode])
+    return group(*maps, config['test'], ref.joints_of(config['data']).order)
 
 
 class Photos(torch.utils.data.Dataset):
@@ -345,6 +380,68 @@ def predict(func, split, ids, mode, scales=None):
     return [detection for batch in dealt for detection in batch]
 
 
+def find_in_files(func, paths, out, scales, maps=False):
+    """Finds the people in a user's own photos and clips. Returns what went wrong, a line each.
+
+    Writes into the folder `out` a picture of each file, a JPEG or an mp4, and predictions.json;
+    with `maps` also heatmaps/ and tags/, a sheet of each for every photo. Raises UserError where
+    that cannot be written.
+    """
+    files, problems = list_files(paths, [out, out / 'heatmaps', out / 'tags'])
+    for problem in problems:
+        print(f'warning: {problem}', file=sys.stderr)
+    joints = ref.joints_of(func.config['data'])
+    category = {'id': 1, 'name': 'person', 'keypoints': joints.names}
+    category['skeleton'] = [[a + 1, b + 1] for a, b in joints.skeleton]  # COCO counts from 1
+
+    def write(stream):
+        results = Results(out, stream, category)
+        with tqdm(total=len(files), desc='photos', unit='picture', disable=None) as bar:
+            for number, file in enumerate(files, 1):
+                try:
+                    pictures = open_pictures(file)
+                    bar.total += max(pictures.count - 1, 0)
+                    with results.begin(file, pictures.rate):
+                        for picture in pictures:
+                            sheets = maps and pictures.rate is None
+                            add_picture(results, picture, func, scales, sheets)
+                            bar.update()
+                except ref.DataError as error:
+                    problems.append(str(error))
+                    bar.write(f'warning: {error}', file=sys.stderr)
+                bar.total = bar.n + len(files) - number
+                bar.set_postfix(people=results.people)
+        results.end()
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / 'predictions.json', write)
+    except OSError as error:
+        raise UserError(f'cannot write into {out}: {error}') from None
+    return problems
+
+
+def add_picture(results, picture, func, scales, sheets):
+    """Finds the people in a picture and adds them to Results; sheets: with maps, too."""
+    settings, joints = func.config['test'], ref.joints_of(func.config['data'])
+    det, tag, matrix = aggregate(picture, func, scales)
+    people, scores = group(det, tag, matrix, settings, joints.order)
+    # What refine fills in is no sight, even where its value is high: that may be another's joint.
+    seen, _ = group(det, tag, matrix, settings | {'refine': False}, joints.order)
+    entries = to_coco(people, scores, results.next_id)
+    for entry, without in zip(entries, to_coco(seen, scores, 0), strict=True):
+        pairs = zip(entry['keypoints'][2::3], without['keypoints'][2::3], strict=True)
+        entry['guessed'] = [k for k, (value, own) in enumerate(pairs) if value > 0 and own == 0]
+    seen, scores = seen[scores > VISIBLE], scores[scores > VISIBLE]
+    drawn = draw_people(picture, seen, joints.skeleton, scores)
+    pictures = {}
+    if sheets:
+        det, tag = det.cpu().numpy(), tag.cpu().numpy()
+        pictures['heatmaps'] = draw_heatmaps(picture, det, joints.names, matrix)
+        pictures['tags'] = draw_tags(picture, tag, seen, joints.names, joints.skeleton, matrix)
+    results.add(picture.shape[:2], entries, drawn, pictures)
+
+
 def to_coco(people, scores, image_id, category_id=1):
     """People as entries of a COCO results file."""
     entries = []
@@ -393,59 +490,6 @@ def evaluate(func, split, mode='single', scales=None, limit=0):
     return *coco_scores(split, ids, detections), detections
 
 
-def found_share(evaluation, image_id):
-    """How much of a photo's truth was found, 0 to 1, or None where it shows nobody.
-
-    Of as many best detections as there are people, the share that matches one, averaged over
-    COCO's thresholds of similarity. evaluation: a COCOeval after evaluate().
-    """
-    results = (one for one in evaluation.evalImgs if one and one['image_id'] == image_id)
-    result = next(results, None)  # the first is that of people of all sizes
-    people = int((1 - result['gtIgnore']).sum()) if result else 0
-    if people == 0:
-        return None
-    counted = result['dtMatches'][:, :people] * ~result['dtIgnore'][:, :people]
-    return (counted > 0).sum(1).mean() / people
-
-
-def write_pictures(folder, split, evaluation, detections, count, sure):
-    """Writes `count` photos with predictions beside the truth, the worst and the best in turn.
-
-    evaluation: a COCOeval after evaluate(). sure: the value that a joint to be shown exceeds.
-    """
-    ids = evaluation.params.imgIds
-    shares = {image_id: found_share(evaluation, image_id) for image_id in ids}
-    people = Counter(a['image_id'] for a in split.annotations if ref.has_people(a))
-    # Of equally good pictures those with more people tell more.
-    ranked = sorted((i for i in ids if shares[i] is not None), key=lambda i: (shares[i], people[i]))
-    worst, best = ranked[: count // 2], ranked[::-1][: count - count // 2]
-    best = [image_id for image_id in best if image_id not in worst]
-    kinds = [('best', image_id) for image_id in best], [('worst', image_id) for image_id in worst]
-    folder.mkdir(exist_ok=True)
-    for old in folder.glob('*.jpg'):
-        old.unlink()
-    order = [pair for pairs in zip_longest(*kinds[::-1]) for pair in pairs if pair]
-    skeleton, K = split.joints.skeleton, len(split.joints.names)
-    for rank, (kind, image_id) in enumerate(order, 1):
-        photo = ref.read_photo(split.path(image_id))
-        found = [d for d in detections if d['image_id'] == image_id and d['score'] > VISIBLE]
-        truth = [a for a in split.annotations if a['image_id'] == image_id and ref.has_people(a)]
-        people = keypoints_of(found, K)
-        people[..., 2] *= people[..., 2] > sure  # what refine guessed is no sight
-        pictures = [
-            draw_people(photo, people, skeleton, [d['score'] for d in found]),
-            draw_people(photo, keypoints_of(truth, K), skeleton),
-        ]
-        picture = beside(pictures, [f'predicted: {shares[image_id]:.0%} found', 'truth'])
-        name = f'{rank:02d}-{kind}-{shares[image_id]:.2f}-{image_id}.jpg'
-        cv2.imwrite(str(folder / name), picture[..., ::-1])
-
-
-def keypoints_of(entries, num_parts):
-    """The keypoints of COCO entries as (P, K, 3)."""
-    return np.array([e['keypoints'] for e in entries], float).reshape(-1, num_parts, 3)
-
-
 def parse_scales(text):
     """'2,1,0.5' as a list of positive numbers."""
     scales = [float(item) for item in text.split(',')]
@@ -474,34 +518,86 @@ def parse_args():
     parser.add_argument('--no-refine', action='store_true', help='only the joints that were seen')
     parser.add_argument('--limit', type=count, default=0, help='only the first photos')
     parser.add_argument('--vis', type=count, metavar='N', help='draw N photos into exp/<name>/vis')
+    parser.add_argument('--images', nargs='+', metavar='PATH', help='your own photos and clips')
+    parser.add_argument('--out', help='folder of their results; default: exp/<name>/out')
+    parser.add_argument('--maps', action='store_true', help='also draw heatmaps and tags of photos')
+    parser.add_argument('--annotations', metavar='FILE', help='a COCO file of the photos --images')
     parser.add_argument('--set', nargs='+', default=[], action='extend', metavar='KEY=VALUE')
-    return parser.parse_args()
+    args = parser.parse_args()
+    own = args.images is not None and args.annotations is None
+    if args.annotations and len(args.images or ()) != 1:
+        parser.error('--annotations FILE needs --images and one folder, that of its photos')
+    if not own and (args.out or args.maps):
+        parser.error('--out and --maps go with --images and your own photos, without --annotations')
+    if own and (args.limit or args.vis is not None):
+        parser.error('--limit and --vis are for photos of a COCO file: leave them out, or give '
+                     '--annotations')  # fmt: skip
+    return args
 
 
 def main():
     args = parse_args()
     dist.start()
+    own = args.images is not None and not args.annotations
+    if own and dist.world_size() > 1:
+        raise UserError('own photos are for one process: start test.py without torchrun')
     settings = args.set + ['test.refine=False'] * args.no_refine
     func = load(args.exp, args.checkpoint, args.task, settings)
-    split = importlib.import_module(func.config['data_provider']).open_valid(func.config)
+    run = Run(args.exp, anywhere=True)
+    if own:
+        out = Path(args.out) if args.out else run.folder / 'out'
+        scales = args.scales or func.config['test']['scales'][args.mode]
+        problems = find_in_files(func, args.images, out, scales, args.maps)
+        print(f'{out}: the people found, as pictures and in predictions.json')
+        if problems:
+            print(f'{len(problems)} could not be read, see the warnings', file=sys.stderr)
+        return 1 if problems else 0
+    if args.annotations:
+        joints = ref.joints_of(func.config['data'])
+        split = ref.open_file(args.annotations, args.images[0], joints)
+    else:
+        split = importlib.import_module(func.config['data_provider']).open_valid(func.config)
+    if any(map(ref.has_people, split.annotations)):
+        measure(func, split, run, args, settings)
+    else:
+        submit(func, split, run, args)
+    return 0
+
+
+def submit(func, split, run, args):
+    """Evaluates photos without labels: what COCO's server takes, in the folder of the run."""
+    ids = split.ids[: args.limit] if args.limit else split.ids
+    detections = predict(func, split, ids, args.mode, args.scales)
+    if dist.rank() > 0:
+        return
+    path, archive = write_submission(run.folder, run.name, split, detections)
+    print(
+        f'{split.file} has no labels, so there is no AP: {len(detections)} people in {len(ids)} '
+        f'photos are in {path} and, to be uploaded, in {archive.name} beside it'
+    )
+
+
+def measure(func, split, run, args, settings):
+    """COCO AP of labelled photos: printed, and with detections and pictures kept in the run."""
     figures, text, evaluation, detections = evaluate(
         func, split, args.mode, args.scales, args.limit
     )
     if dist.rank() > 0:
         return
     print(text, end='')
-    run = Run(args.exp)
     write_json(run.folder / 'dt.json', detections)
     results_path = run.folder / 'results.json'
-    results = json.loads(results_path.read_text()) if results_path.exists() else {}
+    kept = json.loads(results_path.read_text()) if results_path.exists() else {}
     name = 'scales ' + ','.join(f'{s:g}' for s in args.scales) if args.scales else args.mode
-    results[name] = figures | {
+    if args.annotations:
+        name += f' on {Path(args.annotations).name}'
+    kept[name] = figures | {
         'photos': min(args.limit or len(split.ids), len(split.ids)),
         'people': len(detections),
         'checkpoint': args.checkpoint,
         'settings': settings,
     }
-    write_json(results_path, results)
+    write_json(results_path, kept)
     pictures = func.config['test']['vis'] if args.vis is None else args.vis
     if pictures:
         sure = func.config['test']['detection_val']

@@ -202,7 +202,7 @@ class Training:
         """This rank's share of the next batch. Raises DataError where a worker died."""
         try:
             batch = next(batches)
-        except RuntimeError as error:
+        except (RuntimeError, EOFError, ConnectionError) as error:
             raise worker_death(error, self.run) from None
         for problem in set(batch['problem']) - {''} - self.problems:
             self.problems.add(problem)
@@ -432,10 +432,10 @@ def split(batch, passes):
 
 
 def worker_death(error, run):
-    """What a loader's RuntimeError means, as a DataError; any other comes back as it is."""
-    if 'DataLoader worker' not in str(error):
+    """What a loader's error means, as a DataError; one of another kind comes back as it is."""
+    if isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
         return error
-    reason = str(error).splitlines()[0]
+    reason = (str(error) or type(error).__name__).splitlines()[0]
     return ref.DataError(
         f'a process that loads images died, most likely for want of memory ({reason}): lower '
         'train.num_workers or train.batchsize, or give the machine more (shared) memory; nothing '

@@ -738,7 +738,7 @@ def located(config):
     parts = (*drawn['pictures'], drawn['size'], *drawn['people'], drawn['seed'], VERSION)
     if joints != 'coco':  # the name of the folder as it was before there were others
         parts += (joints,)
-    folder = CACHE / ('people-' + '-'.join(map(str, parts)))
+    folder = ref.find_path(CACHE / ('people-' + '-'.join(map(str, parts))))
     if not folder.exists():
         print(f'drawing {sum(drawn["pictures"]):,} pictures into {folder}', flush=True)
     try:

@@ -101,10 +101,15 @@ def golden():
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """An empty working folder: runs go to work/exp, as they go to exp/ of the current folder."""
+    """An empty working folder: runs go to work/exp, as they go to exp/ of the current folder.
+
+    What lies in the repository's own exp/ and data/ is nothing to the tests.
+    """
     folder = tmp_path / 'work'
     folder.mkdir()
     monkeypatch.chdir(folder)
+    monkeypatch.setattr('utils.run.REPOSITORY', folder)
+    monkeypatch.setattr('data.coco_pose.ref.REPOSITORY', folder)
     return folder
 
 

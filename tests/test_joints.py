@@ -15,6 +15,7 @@ from test_imports import SOURCES
 import test
 from data import synthetic
 from data.coco_pose import dp, ref
+from data.coco_pose.pictures import keypoints_of
 from task import pose, quickstart
 from utils.run import apply_settings
 
@@ -306,7 +307,7 @@ def perfect(split):
     K = len(split.joints.names)
     for image_id in split.ids:
         entries = [a for a in split.annotations if a['image_id'] == image_id]
-        people = test.keypoints_of(entries, K)
+        people = keypoints_of(entries, K)
         detections += test.to_coco(people, np.full(len(people), 0.9), image_id, split.category_id)
     return detections
 

@@ -1,9 +1,13 @@
-"""Skeletons on a photo: one colour per person."""
+"""Pictures of people and of the maps that they are found in: one colour per person."""
 
 import colorsys
 
 import cv2
 import numpy as np
+
+GROUND = (26, 26, 26)  # of sheets and their titles, on which every person's colour is bright
+PAPER = (235, 235, 235)  # of text on it
+TITLE = 24  # pixels, the height of a title
 
 
 def person_colour(number):
@@ -57,3 +61,173 @@ def beside(pictures, titles):
     for picture, title in zip(pictures, titles, strict=True):
         label(picture, title, (0, 0))
     return np.concatenate(pictures, 1)
+
+
+def draw_heatmaps(photo, det, names, matrix=None, side=300):
+    """A sheet of heatmaps on the darkened photo, all joints first: (H, W, 3) uint8 RGB.
+
+    photo (H, W, 3) uint8 RGB, det (K, h, w), names of the K joints. matrix (2, 3): from the frame
+    of det to the photo's pixels; without it both show the same. side: pixels of each heatmap.
+    Colours go from 0 to 1; beside a joint's name stands the highest value on the photo.
+    """
+    small, planes = laid_over(photo, np.clip(det, 0, 1), matrix, side)
+    dark = cv2.cvtColor(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) * 0.45
+    cells = []
+    for name, plane in zip(['all joints', *names], [planes.max(0), *planes], strict=True):
+        share = np.sqrt(plane)[..., None]  # of the colour, so that weak peaks are seen, too
+        cell = dark * (1 - share) + coloured(plane, 0, 1, cv2.COLORMAP_TURBO) * share
+        cells.append(titled(cell.astype(np.uint8), f'{name}: up to {plane.max():.2f}'))
+    return in_grid(cells)
+
+
+def draw_tags(photo, tag, people, names, skeleton, matrix=None, side=300):
+    """A sheet that shows how joints are grouped (the paper's figure 4): (H, W, 3) uint8 RGB.
+
+    Above, the photo with its people, and for each pass of the network a chart of the tag of every
+    joint, in the colour of the person that it went to. Below, the tags of the first pass in the
+    colours of the bar under its chart, with the joints found.
+    photo, names, matrix, side: as `draw_heatmaps` takes them. tag (K, h, w, D), people
+    (P, K, 3 + D) as `multiperson` returns them, skeleton: pairs of joints.
+    """
+    D = tag.shape[3]
+    found = people[..., 2] > 0  # (P, K)
+    view = fitted(draw_people(photo, people, skeleton), 640)
+    titles = ['tag of the photo', 'tag of its mirror image'][:D]
+    ends = [ends_of(people[..., 3 + d][found], tag[..., d]) for d in range(D)]
+    charts = [
+        draw_chart(people[..., 2], people[..., 3 + d], names, ends[d], titles[d], (640, 520))
+        for d in range(D)
+    ]
+    top = stacked([titled(view, f'people: {len(people)}'), *charts], axis=1)
+    small, planes = laid_over(photo, tag[..., 0], matrix, side)
+    zoom = small.shape[1] / photo.shape[1]
+    cells = []
+    for k, (name, plane) in enumerate(zip(names, planes, strict=True)):
+        cell = coloured(plane, *ends[0])
+        for number in np.flatnonzero(found[:, k]):
+            draw_dot(cell, people[number, k, :2] * zoom, person_colour(number), 5)
+        cells.append(titled(cell, name))
+    caption = 'tags of the photo everywhere, in the colours of the bar; dots: joints found'
+    return stacked([top, titled(in_grid(cells), caption)])
+
+
+def draw_chart(values, tags, names, ends, title, size):
+    """A chart (rows, columns of `size`, 3) of tags: one row per joint, a dot for each found.
+
+    values, tags (P, K); ends: the lowest and the highest tag on the axis, under which a bar tells
+    the colours of the maps. A line in a person's colour stands at the mean of its tags.
+    """
+    height, width = size
+    left, right, top, bottom = 130, width - 20, TITLE + 8, height - 56
+    chart = np.full((height, width, 3), GROUND, np.uint8)
+    write(chart, title, (left, TITLE - 7))
+    low, high = ends
+    x_of = lambda tag: round(left + (tag - low) / (high - low) * (right - left))  # noqa: E731
+    y_of = lambda k: round(top + (k + 0.5) / len(names) * (bottom - top))  # noqa: E731
+    for k, name in enumerate(names):
+        cv2.line(chart, (left, y_of(k)), (right, y_of(k)), (60, 60, 60), 1)
+        write(chart, name, (8, y_of(k) + 5), left - 16)
+    for tick, text in ticks_of(low, high):
+        cv2.line(chart, (x_of(tick), top), (x_of(tick), bottom + 5), (60, 60, 60), 1)
+        write(chart, text, (x_of(tick) - 4 * len(text), bottom + 20))
+    bar = coloured(np.linspace(0, 1, right - left)[None].repeat(12, 0), 0, 1)
+    chart[height - 24 : height - 12, left:right] = bar
+    for number in range(len(values)):
+        found = values[number] > 0
+        if found.any():
+            x = x_of(tags[number][found].mean())
+            cv2.line(chart, (x, top), (x, bottom), person_colour(number), 1)
+    for number, k in np.argwhere(values > 0):
+        draw_dot(chart, (x_of(tags[number, k]), y_of(k)), person_colour(number), 5)
+    return chart
+
+
+def ends_of(found, tags):
+    """The lowest and the highest tag to show: those found with some room, or those of the map."""
+    low, high = (found.min(), found.max()) if len(found) > 0 else np.quantile(tags, (0.01, 0.99))
+    room = max(0.08 * (high - low), 0.5 - (high - low) / 2, 1e-6 * abs(high))
+    return float(low - room), float(high + room)
+
+
+def ticks_of(low, high):
+    """About six round numbers between two ends, each with its text."""
+    rough = (high - low) / 6
+    unit = 10.0 ** np.floor(np.log10(rough))
+    step = unit * next(factor for factor in (1, 2, 5, 10) if factor * unit > 0.99 * rough)
+    digits = max(0, -int(np.floor(np.log10(step))))
+    numbers = range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)
+    return [(number * step, f'{number * step:.{digits}f}') for number in numbers]
+
+
+def laid_over(photo, maps, matrix, side):
+    """The photo at `side` pixels, and maps (K, H, W) in the same frame: (K, rows, columns).
+
+    matrix (2, 3): from the frame of the maps to the photo's pixels, see `draw_heatmaps`.
+    """
+    K, H, W = maps.shape
+    small = fitted(photo, side)
+    zoom = np.array([small.shape[1], small.shape[0]]) / (photo.shape[1], photo.shape[0])
+    if matrix is None:
+        matrix = np.diag([photo.shape[1] / W, photo.shape[0] / H]) @ np.eye(2, 3)
+    matrix = zoom[:, None] * matrix
+    # OpenCV counts from the middle of the first pixel, we from its corner.
+    matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
+    size, planes = small.shape[1::-1], np.asarray(maps, np.float32)
+    planes = [cv2.warpAffine(p, matrix, size, borderMode=cv2.BORDER_REPLICATE) for p in planes]
+    return small, np.stack(planes)
+
+
+def coloured(plane, low, high, colours=cv2.COLORMAP_INFERNO):
+    """A map (H, W) in colours (H, W, 3) uint8, the first at `low` and the last at `high`."""
+    share = (np.clip((plane - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    return cv2.cvtColor(cv2.applyColorMap(share, colours), cv2.COLOR_BGR2RGB)
+
+
+def fitted(picture, side):
+    """A picture so enlarged or made smaller that its longer side is `side` pixels."""
+    height, width = picture.shape[:2]
+    size = [max(1, round(side * edge / max(height, width))) for edge in (width, height)]
+    way = cv2.INTER_AREA if side < max(height, width) else cv2.INTER_CUBIC
+    return cv2.resize(picture, size, interpolation=way)
+
+
+def draw_dot(canvas, point, colour, radius):
+    """A disc with a thin white rim at `point` (x, y)."""
+    x, y = np.round(point).astype(int).tolist()
+    cv2.circle(canvas, (x, y), radius, (255, 255, 255), -1, cv2.LINE_AA)
+    cv2.circle(canvas, (x, y), radius - 1, colour, -1, cv2.LINE_AA)
+
+
+def write(canvas, text, corner, room=None):
+    """Writes text with its lower left corner at (x, y), smaller where it is wider than `room`."""
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.45
+    (width, _), _ = cv2.getTextSize(text, font, size, 1)
+    size *= min(1, (room or width) / width)
+    cv2.putText(canvas, text, corner, font, size, PAPER, 1, cv2.LINE_AA)
+
+
+def titled(picture, title, least=150):
+    """A picture under its title, on a ground at least so many pixels wide."""
+    height, width = picture.shape[:2]
+    ground = np.full((TITLE + height, max(width, least), 3), GROUND, np.uint8)
+    ground[TITLE:, :width] = picture
+    write(ground, title, (3, TITLE - 7), ground.shape[1] - 6)
+    return ground
+
+
+def in_grid(cells):
+    """Pictures in rows, left to right, on a dark ground; there are more columns than rows."""
+    columns = min(len(cells), int(np.ceil(np.sqrt(1.6 * len(cells)))))
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    return stacked([stacked(row, axis=1) for row in rows])
+
+
+def stacked(pictures, axis=0, gap=6):
+    """Pictures one under another, or with axis 1 side by side, on a dark ground."""
+    across = max(picture.shape[1 - axis] for picture in pictures)
+    padded = []
+    for picture in pictures:
+        room = [(0, 0)] * 3
+        room[1 - axis], room[axis] = (0, across - picture.shape[1 - axis]), (0, gap)
+        padded.append(np.pad(picture, room, constant_values=GROUND[0]))
+    return np.concatenate(padded, axis)

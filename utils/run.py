@@ -19,6 +19,7 @@ import torch
 from utils import dist
 
 EXPERIMENTS = Path('exp')
+REPOSITORY = Path(__file__).parent.parent
 # Keys of the config whose value is 1 or more.
 LEAST_1 = (
     *('train.batchsize', 'train.epochs', 'train.train_iters', 'train.valid_iters'),
@@ -320,16 +321,22 @@ def find_run(text):
 
 
 class Run:
-    """The folder of one experiment. Nothing is written before `create`."""
+    """The folder of one experiment. Nothing is written before `create`.
 
-    def __init__(self, name):
+    The run is looked for in exp/ of the working folder, and with `anywhere` then in that of the
+    repository.
+    """
+
+    def __init__(self, name, anywhere=False):
         if not re.fullmatch(r'\w[\w.-]*', name):
             raise UserError(
                 f'experiment {name!r}: expected a plain name, found a path or odd characters; '
                 'runs live in exp/<name>'
             )
         self.name = name
-        self.folder = EXPERIMENTS / name
+        self.homes = [EXPERIMENTS] + [REPOSITORY / EXPERIMENTS] * anywhere
+        homes = [home for home in self.homes if (home / name).is_dir()]
+        self.folder = (homes or self.homes)[0] / name
         self.config_path = self.folder / 'config.json'
 
     def checkpoint(self, which='checkpoint'):
@@ -340,7 +347,7 @@ class Run:
         """The path of a checkpoint that is there; UserError that lists the runs that have one."""
         path = self.checkpoint(which)
         if not path.is_file():
-            have = sorted(p.parent.name for p in EXPERIMENTS.glob(f'*/{path.name}'))
+            have = sorted({p.parent.name for h in self.homes for p in h.glob(f'*/{path.name}')})
             others = f', or choose one of: {", ".join(have)}' if have else ''
             raise UserError(
                 f"{self.folder} has no {path.name}: train it with 'python train.py -e "
@@ -429,8 +436,7 @@ class Run:
 
 def git_commit():
     """The commit that the code is at, '-dirty' behind it where files differ, or ''."""
-    root = Path(__file__).parent.parent
-    command = ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=40']
+    command = ['git', '-C', str(REPOSITORY), 'describe', '--always', '--dirty', '--abbrev=40']
     try:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
     except OSError:

@@ -3,6 +3,7 @@
 How many joints there are stands here, in the configs and in annotation files, and nowhere else.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -15,10 +16,14 @@ from pycocotools import mask as rle_mask
 from pycocotools.cocoeval import Params
 
 # Where COCO lies: edit these once, or pass `--set data.images=... data.annotations=...`.
-# IMAGES holds the folder train2014 or train2017, or the photos themselves.
+# IMAGES holds the folder train2014 or train2017, or the photos themselves. Paths are seen from the
+# working folder or, where it has nothing there, from the repository.
+REPOSITORY = Path(__file__).parents[2]
 IMAGES = 'data/coco/images'
 ANNOTATIONS = 'data/coco/annotations/person_keypoints_train2014.json'
 
+# In a JPEG; FF 00 is a byte of the pixels, D0 to D7 stand between them, and FF FF is filling.
+MARKER = re.compile(rb'\xff([^\x00\xd0-\xd7\xff])', re.DOTALL)
 VALID_IDS = Path(__file__).with_name('valid_id')
 UNKNOWN_SIGMA = 0.05  # of joints that COCO lacks; its own reach from 0.025 (eyes) to 0.107 (hips)
 SIDES = {'left': 'right', 'right': 'left'}
@@ -281,10 +286,19 @@ def with_joints(config, made_for=None):
     return fill_in(config, named_category(read_file(file), file), file, made_for)
 
 
-def read_file(file):
-    """The content of a COCO file. Raises DataError where it is missing or is none."""
+def find_path(path):
+    """The path from the working folder or, where only it has one, from the repository."""
+    here, there = Path(path), REPOSITORY / path
+    return there if there.exists() and not here.exists() else here
+
+
+def read_file(file, labelled=True):
+    """The content of a COCO file. Raises DataError where it is missing or is none.
+
+    labelled: whether it must have annotations; where it need not, none is an empty list.
+    """
     try:
-        with open(file) as stream:
+        with open(find_path(file)) as stream:
             content = json.load(stream)
     except OSError as error:
         raise DataError(
@@ -293,6 +307,8 @@ def read_file(file):
         ) from None
     except ValueError as error:  # broken JSON, or bytes that are no text
         raise DataError(f'{file} is no JSON file ({error}): download it again') from None
+    if isinstance(content, dict) and not labelled:
+        content.setdefault('annotations', [])
     lists = isinstance(content, dict) and all(
         isinstance(content.get(key), list) for key in ('images', 'annotations')
     )
@@ -304,14 +320,14 @@ def read_file(file):
     return content
 
 
-def read_annotations(file, joints=COCO):
+def read_annotations(file, joints=COCO, labelled=True):
     """The content of a COCO keypoints file, checked for what this project reads.
 
     Its annotations are those of people with these joints, and carry the id of the one category
-    that is left. Raises DataError where the file is missing, is no JSON, lacks keypoints or names
-    other joints.
+    that is left. labelled: see `read_file`. Raises DataError where the file is missing, is no JSON,
+    lacks keypoints or names other joints.
     """
-    content = read_file(file)
+    content = read_file(file, labelled)
     category = named_category(content, file)
     if category:
         check_names(joints.names, category, file)
@@ -374,7 +390,7 @@ def find_folder(images, file, records):
     Both published layouts fit, train2014/COCO_train2014_*.jpg and train2017/*.jpg in `images`.
     Raises DataError that lists the paths tried, or the photos that are not there.
     """
-    images, split = Path(images), Path(file).stem.split('_')[-1]
+    images, split = find_path(images), Path(file).stem.split('_')[-1]
     folders = [images / split, images]
     for folder in folders:
         if any((folder / record['file_name']).is_file() for record in records[:100]):
@@ -384,7 +400,7 @@ def find_folder(images, file, records):
         tried = ', '.join(str(folder / example) for folder in folders)
         raise DataError(
             f'no photos of {file}: tried {tried}; edit IMAGES in data/coco_pose/ref.py, '
-            'or pass --set data.images=...'
+            'or pass --set data.images=... (beside --annotations: --images)'
         )
     # One listing is far quicker than asking for 100,000 files one at a time.
     listed = {
@@ -451,6 +467,18 @@ def open_valid(settings):
     return valid_of(settings, file, read_annotations(file, joints), joints)
 
 
+def open_file(file, images, joints):
+    """All photos of a COCO file, with labels or without, as a Split. Raises DataError.
+
+    images: the folder where they lie. The image_info files that COCO publishes have no annotations.
+    """
+    content = read_annotations(file, joints, labelled=False)
+    ids = [record['id'] for record in content['images']]
+    if not ids:
+        raise DataError(f'{file} lists no images: choose another')
+    return select(content, file, images, ids, joints)
+
+
 def valid_of(settings, file, content, joints):
     """The validation split within the content of its annotation file. Raises DataError."""
     known = [record['id'] for record in content['images']]
@@ -504,27 +532,29 @@ def trains_on_valid(settings):
     return bool(valid) and same_file(settings['annotations'] or ANNOTATIONS, valid)
 
 
-def read_photo(path, record=None):
+def read_photo(path, record=None, upright=False):
     """A photo as (H, W, 3) uint8 RGB; grey, alpha and 16 bit are converted.
 
     record: the image's entry, whose width and height the photo must have where they are given.
+    upright: turned as its EXIF tag says, and as viewers show it; otherwise the stored pixels, which
+    are the frame of COCO's annotations.
     Raises DataError that names the photo where it is missing, broken or cut short.
     """
+    advice = 'convert it to JPEG or PNG, or choose another' if upright else 'download it again'
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f'cannot read photo {path} ({error.strerror}): download it again') from None
-    # A decoder fills what is missing of a JPEG with grey and says nothing. Inside the scan, the
-    # bytes of a marker cannot occur, so the end marker stands after the last start of a scan.
-    cut_short = data[:2] == b'\xff\xd8' and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda')
+        raise DataError(f'cannot read photo {path} ({error.strerror}): {advice}') from None
+    # A decoder fills what is missing of a JPEG with grey and says nothing.
+    cut_short = data[:2] == b'\xff\xd8' and not jpeg_ends(data)
     photo = None
     if data and not cut_short:
-        # Annotations are in the frame of the stored pixels, whatever an EXIF tag says.
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        photo = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+        with contextlib.suppress(cv2.error):  # of sizes beyond OpenCV's limits
+            photo = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if photo is None:
         problem = 'is cut short' if cut_short else 'cannot be decoded'
-        raise DataError(f'photo {path} {problem} ({len(data)} bytes): download it again')
+        raise DataError(f'photo {path} {problem} ({len(data)} bytes): {advice}')
     height, width = photo.shape[:2]
     expected = (record.get('height', height), record.get('width', width)) if record else None
     if expected and expected != (height, width):
@@ -533,6 +563,20 @@ def read_photo(path, record=None):
             f'{expected[0]}: use the original photos'
         )
     return photo
+
+
+def jpeg_ends(data):
+    """Whether a JPEG has its end marker, whatever may follow it (phones append clips).
+
+    Markers are read from the first to the last: a preview within has an end marker of its own.
+    """
+    place = 2
+    while marker := MARKER.search(data, place):
+        if marker[1] == b'\xd9':
+            return True
+        size = int.from_bytes(data[marker.end() : marker.end() + 2], 'big')
+        place = marker.end() + size  # what follows is the next marker, or pixels and then a marker
+    return False
 
 
 def crowd_mask(crowds, height, width):

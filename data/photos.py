@@ -1,0 +1,244 @@
+"""A user's own photos and clips: which files they are, their pictures one by one, and the results.
+
+All are upright, as viewers show them: the orientation that a phone notes beside the pixels is
+applied to photos as well as to clips, so x and y are those of the picture that the user sees.
+"""
+
+import contextlib
+import json
+import math
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.coco_pose import ref
+
+# What is taken from a folder, by the end of its name. The last photos are none that every OpenCV
+# can read, but whoever has them wants to hear of it.
+PHOTOS = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.avif', '.heic', '.heif'}
+CLIPS = {'.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.wmv', '.3gp', '.gif'}
+USUAL_RATE = 25.0  # pictures a second, of a clip that does not tell
+
+
+def list_files(paths, results=()):
+    """The photos and clips at `paths`, files or folders with all that is in them, and problems.
+
+    A file that is named is taken whatever its name is, one in a folder by the end of its name; each
+    file comes once. What lies in the folders `results` is no input and never written over.
+    """
+    results = {Path(folder).resolve() for folder in results}
+    files, problems = {}, []
+    for path in map(Path, paths):
+        found = walk(path) if path.is_dir() else [path] if path.exists() else []
+        inputs = [file for file in found if file.parent.resolve() not in results]
+        if not path.exists():
+            problems.append(f'{path}: there is no such file or folder')
+        elif not inputs:
+            where = ' but the results (choose another --out)' * (len(found) > 0)
+            problems.append(f'{path}: there is no photo and no clip{where}')
+        for file in inputs:
+            files.setdefault(file.resolve(), file)
+    return list(files.values()), problems
+
+
+def walk(folder):
+    """The photos and clips in a folder and those within it, sorted; hidden files are left out."""
+    return [
+        Path(parent) / name
+        for parent, _, names in sorted(os.walk(folder))
+        for name in sorted(names)
+        if Path(name).suffix.lower() in PHOTOS | CLIPS and not name.startswith('.')
+    ]
+
+
+def open_pictures(file):
+    """A Photo or a Clip, by the end of the file's name. Raises DataError."""
+    return Clip(file) if Path(file).suffix.lower() in CLIPS else Photo(file)
+
+
+class Photo:
+    """A photo as a clip of one picture. rate: None, for it has no pictures a second."""
+
+    rate = None
+    count = 1
+
+    def __init__(self, file):
+        self.picture = ref.read_photo(file, upright=True)
+
+    def __iter__(self):
+        """Its picture, (H, W, 3) uint8 RGB."""
+        yield self.picture
+
+
+class Clip:
+    """A clip, of which one picture at a time is in memory. Raises DataError if it cannot be read.
+
+    rate: pictures a second. count: how many the file says it has, 0 if it does not say.
+    """
+
+    def __init__(self, file):
+        self.file = file
+        # OpenCV would take a name that is no file for an address, a camera or a pattern of names.
+        self.capture = cv2.VideoCapture(str(file)) if Path(file).is_file() else None
+        if self.capture is None or not self.capture.isOpened():
+            raise ref.DataError(f'clip {file} cannot be read: it is broken, cut short, or no clip')
+        rate, count = (self.capture.get(p) for p in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
+        self.rate = rate if 0 < rate <= 1000 else USUAL_RATE
+        self.count = int(count) if 0 < count < math.inf else 0
+
+    def __iter__(self):
+        """Its pictures (H, W, 3) uint8 RGB; at a premature end DataError, after the last."""
+        number = 0
+        try:
+            while True:
+                there, picture = self.capture.read()
+                if not there:
+                    break
+                number += 1
+                yield cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        finally:
+            self.capture.release()
+        if number == 0:
+            raise ref.DataError(f'clip {self.file} has no pictures that can be read')
+        if number < 0.98 * self.count - 1:  # some formats tell their length in time alone
+            raise ref.DataError(
+                f'clip {self.file} is cut short or broken: it tells of {self.count} pictures, of '
+                f'which the first {number} can be read'
+            )
+
+
+class PictureFile:
+    """What pictures are written to: a JPEG, or with a rate an mp4 of as many pictures a second.
+
+    Raises OSError where the folder or the disk does not take it.
+    """
+
+    def __init__(self, path, rate=None):
+        self.path = path
+        self.rate = rate
+        self.writer = None
+        self.count = 0
+
+    def write(self, picture):
+        """Adds a picture (H, W, 3) uint8 RGB; those of a clip are of one size."""
+        self.count += 1
+        if self.rate is None:
+            save_picture(self.path, picture)
+            return
+        height, width = picture.shape[:2]
+        # OpenCV would cut an odd size down to an even one, as mp4 wants it.
+        edges = (0, height % 2, 0, width % 2)
+        picture = cv2.copyMakeBorder(picture, *edges, cv2.BORDER_REPLICATE)
+        if self.writer is None:
+            code, size = cv2.VideoWriter_fourcc(*'mp4v'), picture.shape[1::-1]
+            self.writer = cv2.VideoWriter(str(self.path), code, self.rate, size)
+            if not self.writer.isOpened():
+                raise OSError(f'{self.path} cannot be written as mp4 of {size[0]} x {size[1]}')
+        self.writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+    def close(self):
+        """Ends the file. OpenCV does not tell of a full disk, so a clip is opened once again."""
+        if self.writer is not None:
+            self.writer.release()
+            written = cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FRAME_COUNT)
+            if written != self.count:
+                raise OSError(f'{self.path} holds fewer pictures than were written: full disk?')
+
+
+def save_picture(path, picture):
+    """Writes a picture (H, W, 3) uint8 RGB, in the format of the path's end. Raises OSError."""
+    _, data = cv2.imencode(path.suffix, picture[..., ::-1])
+    path.write_bytes(data.tobytes())
+
+
+class Results:
+    """The folder of what was found: a picture for each file, and predictions.json as they come.
+
+    predictions.json, whose open binary file is `stream`, is in the format of COCO; its annotations
+    have a score, the third figure of a joint is its value, and `guessed` lists the joints (from 0)
+    that were filled in. A clip's pictures are images of one file_name, numbered by `frame` from 0.
+    Memory holds one entry per file.
+    """
+
+    def __init__(self, folder, stream, category):
+        self.folder = folder
+        self.stream = stream
+        self.names = set()
+        self.files = []
+        self.images = self.people = 0
+        self.put(f'{{"categories": [{json.dumps(category)}],\n"annotations": [')
+
+    def put(self, text):
+        self.stream.write(text.encode())
+
+    @contextlib.contextmanager
+    def begin(self, file, rate=None):
+        """For the time of adding a file's pictures; rate: those of a clip a second."""
+        self.name = self.name_of(file)
+        self.drawn = PictureFile(self.folder / (self.name + ('.mp4' if rate else '.jpg')), rate)
+        image = {'file_name': Path(file).as_posix(), 'drawn': self.drawn.path.name}
+        self.files.append({'image': image, 'first': self.images + 1, 'count': 0, 'rate': rate})
+        try:
+            yield
+        finally:
+            self.drawn.close()
+
+    def name_of(self, file):
+        """The file's name without its end; with a number where another file has it, or as A and a
+        are one on some disks."""
+        stem, number = Path(file).stem, 1
+        name = stem
+        while name.lower() in self.names:
+            number += 1
+            name = f'{stem}-{number}'
+        self.names.add(name.lower())
+        return name
+
+    @property
+    def next_id(self):
+        """The image id of the picture to be added next."""
+        return self.images + 1
+
+    def add(self, size, people, drawn, sheets):
+        """Adds a picture of (height, width): entries as of COCO's results, and what was drawn.
+
+        sheets: further pictures, by the folders that they go to.
+        """
+        self.images += 1
+        file = self.files[-1]
+        file['count'] += 1
+        file['image']['height'], file['image']['width'] = size
+        for person in people:
+            self.people += 1
+            entry = {'id': self.people} | person | outline(person['keypoints'])
+            self.put(('\n' if self.people == 1 else ',\n') + json.dumps(entry))
+        self.drawn.write(drawn)
+        for kind, sheet in sheets.items():
+            (self.folder / kind).mkdir(exist_ok=True)
+            save_picture(self.folder / kind / f'{self.name}.jpg', sheet)
+
+    def end(self):
+        """Completes predictions.json."""
+        self.put('\n],\n"images": [')
+        for file in self.files:
+            for number in range(file['count']):
+                image = {'id': file['first'] + number} | file['image']
+                image |= {'frame': number} if file['rate'] else {}
+                self.put(('\n' if image['id'] == 1 else ',\n') + json.dumps(image))
+        self.put('\n]}\n')
+
+
+def outline(keypoints):
+    """What COCO's annotations tell of a person's joints beside them, from x, y, value of each."""
+    joints = np.array(keypoints).reshape(-1, 3)
+    points = joints[joints[:, 2] > 0, :2]
+    corners = (points.min(0), points.max(0)) if len(points) > 0 else np.zeros((2, 2))
+    (x, y), (w, h) = corners[0].tolist(), (corners[1] - corners[0]).tolist()
+    return {
+        'num_keypoints': len(points),
+        'bbox': [round(value, 3) for value in (x, y, w, h)],
+        'area': round(w * h, 3),
+        'iscrowd': 0,
+    }
