@@ -23,9 +23,11 @@ from torch import nn
 from tqdm import tqdm
 
 from data.coco_pose import dp, ref
-from test import Predictor, evaluate
+from test import Predictor, aggregate, evaluate, group
 from utils import dist
+from utils.board import Board
 from utils.device import choose_device, choose_precision
+from utils.draw import draw_prediction
 from utils.run import (
     Run,
     UserError,
@@ -42,6 +44,7 @@ from utils.stop import Interrupted, Stopper
 
 TRAINING_STATE = {'optimizer', 'step', 'epoch', 'samples', 'best', 'sums', 'random'}
 INPUTS = ('imgs', 'masks', 'keypoints', 'heatmaps')
+SHOWN = 4  # validation photos that TensorBoard shows with their predictions
 SKIPS = 10  # steps in a row whose losses may be not finite where train.on_nonfinite is 'skip'
 
 
@@ -93,6 +96,7 @@ class Training:
             self.restore(checkpoint)
         if dist.rank() == 0:
             run.create(config, launch)
+        self.board = Board(run.folder / 'events', self.weights, self.step)
         self.stopper = Stopper()
         self.introduce(reason)
         if 'init' in config['run'] and not checkpoint:
@@ -199,11 +203,8 @@ class Training:
         return self.write(f'{which}.pth.tar', lambda: self.run.save(state, which))
 
     def next_batch(self, batches):
-        """This rank's share of the next batch. Raises DataError where a worker died."""
-        try:
-            batch = next(batches)
-        except (RuntimeError, EOFError, ConnectionError) as error:
-            raise worker_death(error, self.run) from None
+        """This rank's share of the next batch; names each broken photo in it once."""
+        batch = next(batches)
         for problem in set(batch['problem']) - {''} - self.problems:
             self.problems.add(problem)
             text = f'warning: {problem}; another photo takes its place'
@@ -246,8 +247,8 @@ class Training:
                 (objective / passes).backward()
         if settings['clip_norm'] > 0:
             nn.utils.clip_grad_norm_(self.task.parameters(), settings['clip_norm'])
-        for group in self.optimizer.param_groups:
-            group['lr'] = learning_rate(settings, self.step)
+        for parameters in self.optimizer.param_groups:
+            parameters['lr'] = learning_rate(settings, self.step)
         self.optimizer.step()
         return table, True
 
@@ -318,8 +319,8 @@ class Training:
                 text = show(self.named(self.mean_losses()))
                 bar.set_postfix_str(text)
                 now = time.monotonic()
-                if bar.disable and now - told > 30:
-                    self.say(f'  step {self.step - first}/{settings["train_iters"]} | {text}')
+                if now - told > 30:
+                    self.show_progress(bar, self.step - first, text)
                     told = now
                 if now - saved > 60 * settings['save_minutes']:
                     self.save()
@@ -329,6 +330,14 @@ class Training:
         bar.close()
         seconds = max(time.monotonic() - start, 1e-9)
         return (self.samples - samples) / seconds, waited / seconds
+
+    def show_progress(self, bar, step, text):
+        """Shows the losses within an epoch: in TensorBoard, and as a line if there is no bar."""
+        if bar.disable:
+            self.say(f'  step {step}/{self.settings["train_iters"]} | {text}')
+        if dist.rank() == 0:
+            rate = learning_rate(self.settings, self.step - 1)
+            self.write('events', lambda: self.board.progress(self.step, self.sums, rate))
 
     @torch.no_grad()
     def validate(self):
@@ -341,10 +350,22 @@ class Training:
         return dist.mean(sums / self.settings['valid_iters'])
 
     def measure_ap(self):
-        """Single-scale COCO figures on the validation split, on rank 0; changes nothing."""
+        """Single-scale COCO figures on the validation split, on rank 0; changes nothing.
+
+        Beside them pictures by name: the first photos with predictions and heatmaps.
+        """
         func = Predictor(self.task.network, self.config, self.device, self.test_dtype)
-        figures, *_ = evaluate(func, self.loaders['valid_split'])
-        return figures
+        split, settings = self.loaders['valid_split'], self.config['test']
+        figures, *_ = evaluate(func, split)
+        joints, pictures = split.joints, {}
+        for image_id in split.ids[: SHOWN if dist.rank() == 0 else 0]:
+            photo = ref.read_photo(split.path(image_id), split.records[image_id])
+            det, tag, matrix = aggregate(photo, func, settings['scales']['single'])
+            people, scores = group(det, tag, matrix, settings | {'refine': False}, joints.order)
+            pictures[f'predictions/{image_id}'] = draw_prediction(
+                photo, people, scores, det.cpu().numpy(), joints.names, joints.skeleton, matrix
+            )
+        return figures, pictures
 
     def loop(self):
         """Trains to the last epoch. Raises Interrupted, and UserError on a loss not finite."""
@@ -358,22 +379,23 @@ class Training:
                 number = self.epoch + 1
                 due = settings['eval_epochs'] and number % settings['eval_epochs'] == 0
                 valid = self.validate()
-                figures = self.measure_ap() if due else {}
+                figures, pictures = self.measure_ap() if due else ({}, {})
             per_epoch = (time.monotonic() - started) / (number - first_epoch)
             eta = per_epoch * (settings['epochs'] - number)
-            self.end_epoch(valid, figures, rate, wait, eta)
+            self.end_epoch(valid, figures, pictures, rate, wait, eta)
 
-    def end_epoch(self, valid, figures, rate, wait, eta):
+    def end_epoch(self, valid_table, figures, pictures, rate, wait, eta):
         """Notes the figures of an epoch, and saves."""
-        train, valid = self.named(self.mean_losses()), self.named(valid)
-        skipped = self.sums['skipped']
+        train, valid = self.named(self.mean_losses()), self.named(valid_table)
+        skipped, lr = self.sums['skipped'], learning_rate(self.settings, self.step - 1)
+        if dist.rank() == 0:
+            self.write('events', lambda: self.board.progress(self.step, self.sums, lr))
         self.epoch += 1
         self.sums |= {'losses': torch.zeros_like(self.sums['losses']), 'steps': 0, 'skipped': 0}
         before = dict(self.best)
         if self.note_best(figures, self.objective(valid)) and not self.save('best'):
             self.best = before
         self.save()
-        lr = learning_rate(self.settings, self.step - 1)
         metrics = (
             {'epoch': self.epoch, 'step': self.step, 'images': self.samples, 'lr': lr}
             | train
@@ -385,6 +407,7 @@ class Training:
         )
         if dist.rank() == 0:
             self.write('metrics.jsonl', lambda: self.run.add_metrics(metrics))
+            self.write('events', lambda: self.board.epoch(metrics, valid_table, pictures))
         ap = f' | AP {figures["AP"]:.3f}' if figures else ''
         skips = f' | skipped {skipped}' if skipped else ''
         self.say(
@@ -429,18 +452,6 @@ def split(batch, passes):
     """The images of a batch in `passes` equal parts."""
     parts = {name: batch[name].chunk(passes) for name in INPUTS}
     return [{name: parts[name][i] for name in INPUTS} for i in range(passes)]
-
-
-def worker_death(error, run):
-    """What a loader's error means, as a DataError; one of another kind comes back as it is."""
-    if isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
-        return error
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return ref.DataError(
-        f'a process that loads images died, most likely for want of memory ({reason}): lower '
-        'train.num_workers or train.batchsize, or give the machine more (shared) memory; nothing '
-        f"that was saved is lost: go on with 'python train.py -c {run.name}'"
-    )
 
 
 def show(losses):

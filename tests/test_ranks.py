@@ -12,7 +12,7 @@ from tests.faults import common
 from utils import dist
 
 ONCE = ('train.epochs=1', 'train.train_iters=1')
-WHOLE = ('model.bn=True', 'train.num_workers=1', 'train.train_iters=150', 'train.save_minutes=0')
+WHOLE = ('model.bn=True', 'train.num_workers=1', 'train.log_iters=4', 'train.save_minutes=0')
 
 
 @pytest.fixture(scope='module')
@@ -115,7 +115,7 @@ def test_sigterm_saves_and_the_rest_equals_the_undisturbed_run(place, undisturbe
     process = common.start(common.torchrun(), 'train.py', '-e', name, **command)
     run = folder / 'exp' / name
     common.wait_for(lambda: common.trains(run, 20), process, 'step 20')
-    os.kill(process.pid if to_all else common.ranks_of(process)[1], signal.SIGTERM)
+    os.kill(process.pid if to_all else common.children(process.pid)[1], signal.SIGTERM)
     code, output = common.finish(process)
     assert f"continue with 'python train.py -c {name}'" in output
     if not to_all:
@@ -136,7 +136,7 @@ def test_a_killed_rank_is_restarted_and_ends_with_the_undisturbed_weights(place,
     process = common.start(launcher, 'train.py', '-e', 'killed', **command)
     run = folder / 'exp' / 'killed'
     common.wait_for(lambda: common.trains(run, 20), process, 'step 20')
-    os.kill(common.ranks_of(process)[1], signal.SIGKILL)
+    os.kill(common.children(process.pid)[1], signal.SIGKILL)
     code, output = common.finish(process)
     assert code == 0, output
     assert 'continuing at step' in output

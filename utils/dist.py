@@ -20,9 +20,17 @@ PATIENCE = datetime.timedelta(hours=1)
 def start():
     """Joins the other processes if torchrun started this one; called once by an entry script."""
     if distributed.is_torchelastic_launched() and not distributed.is_initialized():
-        # Names of both backends: tensors on a GPU travel by NCCL, those on the CPU by gloo.
-        backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
-        distributed.init_process_group(backend, timeout=PATIENCE)
+        store, number, count = next(distributed.rendezvous('env://', timeout=PATIENCE))
+        # The store outlives a restart, and with it the addresses of processes that have gone.
+        attempt = f'attempt {os.environ["TORCHELASTIC_RESTART_COUNT"]} of {count}'
+        distributed.init_process_group(
+            # Names of both backends: tensors on a GPU travel by NCCL, those on the CPU by gloo.
+            'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo',
+            store=distributed.PrefixStore(attempt, store),
+            rank=number,
+            world_size=count,
+            timeout=PATIENCE,
+        )
 
 
 def stop():

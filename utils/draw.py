@@ -80,6 +80,16 @@ def draw_heatmaps(photo, det, names, matrix=None, side=300):
     return in_grid(cells)
 
 
+def draw_prediction(photo, people, scores, det, names, skeleton, matrix):
+    """A photo with its people and scores, and under it the heatmaps: (H, W, 3) uint8 RGB.
+
+    Takes what `draw_people` and `draw_heatmaps` take.
+    """
+    view = fitted(draw_people(photo, people, skeleton, scores), 640)
+    heatmaps = draw_heatmaps(photo, det, names, matrix, side=200)
+    return stacked([titled(view, f'people: {len(people)}'), heatmaps])
+
+
 def draw_tags(photo, tag, people, names, skeleton, matrix=None, side=300):
     """A sheet that shows how joints are grouped (the paper's figure 4): (H, W, 3) uint8 RGB.
 

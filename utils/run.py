@@ -57,12 +57,23 @@ def exit_code(main, *errors):
         if dist.rank() == 0 or not isinstance(error, UserError):
             print(f'error: {error}', file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if not dist.is_loss_of_rank(error):
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if dist.is_loss_of_rank(error):
+            print(
+                f'error: rank {dist.rank()} lost another rank, see there: {reason}', file=sys.stderr
+            )
+            return 1
+        # The last two come of reading from a worker that has gone.
+        if isinstance(error, RuntimeError) and 'DataLoader worker' not in reason:
             raise
-        reason = str(error).splitlines()[0]
-        print(f'error: rank {dist.rank()} lost another rank, see there: {reason}', file=sys.stderr)
-        return 1
+        print(
+            'error: a process that loads images died, most likely for want of memory '
+            f'({reason}): lower num_workers or batchsize (--set), or give the machine more '
+            '(shared) memory; what was saved is intact, and training goes on from it with -c',
+            file=sys.stderr,
+        )
+        return 2
     dist.stop()
     return code
 

@@ -20,7 +20,7 @@ PATIENCE = 120  # seconds for one command
 TINY = (
     'model.nstack=2', 'model.inp_dim=8', 'model.oup_dim=34', 'model.increase=4',
     'model.stem=[4,8,8]', 'train.input_res=64', 'train.output_res=16', 'train.batchsize=8',
-    'train.epochs=2', 'train.train_iters=60', 'train.valid_iters=1', 'train.eval_epochs=0',
+    'train.epochs=2', 'train.train_iters=40', 'train.valid_iters=1', 'train.eval_epochs=0',
     'train.num_workers=0', 'train.precision=fp32', 'train.seed=1', 'test.num_workers=0',
     'test.precision=fp32',
 )  # fmt: skip
@@ -61,10 +61,15 @@ def finish(process):
     try:
         output, _ = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        raise TimeoutError(f'no end after {PATIENCE} s: {process.args}\n{output}') from None
+        raise TimeoutError(f'no end after {PATIENCE} s: {process.args}\n{end(process)}') from None
     return process.returncode, output
+
+
+def end(process):
+    """Kills a process and its ranks, which have groups of their own; returns what it printed."""
+    for pid in [process.pid, *children(process.pid)]:
+        os.kill(pid, signal.SIGKILL)
+    return process.communicate()[0]
 
 
 def run(launcher, script, *args, cwd, settings=()):
@@ -77,12 +82,17 @@ def run(launcher, script, *args, cwd, settings=()):
 
 def wait_for(condition, process, what):
     """Waits until a condition holds; RuntimeError where the process ends, or time, before it."""
-    end = time.monotonic() + PATIENCE
+    limit = time.monotonic() + PATIENCE
     while not condition():
-        if process.poll() is not None or time.monotonic() > end:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise RuntimeError(f'{what} did not come about:\n{process.communicate()[0]}')
+        if process.poll() is not None or time.monotonic() > limit:
+            raise RuntimeError(f'{what} did not come about:\n{end(process)}')
         time.sleep(0.01)
+
+
+def workplace(folder, *settings, **drawn):
+    """The cwd and settings of `start` for tiny runs in an empty folder, on newly drawn pictures."""
+    folder = Path(folder)
+    return {'cwd': folder, 'settings': [*draw_set(folder / 'set', **drawn), *TINY, *settings]}
 
 
 def trains(folder, steps=1):
@@ -115,13 +125,13 @@ def differences(a, b):
     return [part for part in parts if not same(a[part], b[part])]
 
 
-def ranks_of(process):
-    """The process numbers of the ranks that a torchrun has started."""
+def children(pid):
+    """The process numbers of the children of a process that run Python, in their order."""
     found = subprocess.run(
-        ['ps', '-o', 'pid=,args=', '--ppid', str(process.pid)], capture_output=True, text=True
+        ['ps', '-o', 'pid=,args=', '--ppid', str(pid)], capture_output=True, text=True
     )
     lines = (line.split(None, 1) for line in found.stdout.splitlines())
-    return [int(pid) for pid, command in lines if '.py' in command]
+    return [int(child) for child, command in lines if '.py' in command]
 
 
 def free_port():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.faults import common
 
-SETTINGS = ('model.bn=True', 'train.train_iters=150', 'train.save_minutes=0')
+SETTINGS = ('model.bn=True', 'train.train_iters=100', 'train.save_minutes=0')
 
 
 def run(times=6, seed=0):
@@ -17,21 +17,17 @@ def run(times=6, seed=0):
     rng = random.Random(seed)
     lost = []
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        command = {
-            'cwd': folder,
-            'settings': [*common.draw_set(folder / 'set'), *common.TINY, *SETTINGS],
-        }
-        common.run(common.torchrun(), 'train.py', '-e', 'whole', **command)
-        undisturbed = common.checkpoint_of(folder / 'exp' / 'whole')
+        place = common.workplace(folder, *SETTINGS)
+        common.run(common.torchrun(), 'train.py', '-e', 'whole', **place)
+        undisturbed = common.checkpoint_of(Path(folder, 'exp/whole'))
         for number in range(times):
-            name = f'killed{number}'
+            name, victim = f'killed{number}', number % 2
             launcher = common.torchrun('--max-restarts', '1')
-            process = common.start(launcher, 'train.py', '-e', name, **command)
-            run_folder, victim = folder / 'exp' / name, number % 2
+            process = common.start(launcher, 'train.py', '-e', name, **place)
+            run_folder = Path(folder, 'exp', name)
             common.wait_for(lambda f=run_folder: common.trains(f), process, 'a first checkpoint')
-            time.sleep(rng.uniform(0, 2))
-            os.kill(common.ranks_of(process)[victim], signal.SIGKILL)
+            time.sleep(rng.uniform(0, 1))
+            os.kill(common.children(process.pid)[victim], signal.SIGKILL)
             code, output = common.finish(process)
             if code or 'continuing at step' not in output:
                 lost.append(f'rank {victim}: exit code {code}\n{output}')

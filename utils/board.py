@@ -1,0 +1,63 @@
+"""What TensorBoard shows of a run: losses by stack, learning rate, speed, AP, predictions."""
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class Board:
+    """Writes the events of a run into a folder; after an error, as on a full disk, it begins anew.
+
+    weights: the losses' names and weights, in the order of the tables (L, S) given below. step: up
+    to which the run continues; events from beyond it, of a run that was killed, are not shown.
+    """
+
+    def __init__(self, folder, weights, step):
+        self.folder, self.weights, self.step = folder, weights, step
+        self.writer = None
+        self.shown = 0, 0  # steps and their losses (L, S), of this epoch, that have been shown
+
+    def write(self, step, scalars=(), pictures=()):
+        """Writes numbers and pictures (H, W, 3) uint8 RGB, by name. Raises OSError."""
+        try:
+            if self.writer is None:
+                self.writer = SummaryWriter(self.folder, purge_step=self.step or None)
+            for name, value in dict(scalars).items():
+                self.writer.add_scalar(name, value, step)
+            for name, picture in dict(pictures).items():
+                self.writer.add_image(name, picture, step, dataformats='HWC')
+            self.writer.flush()
+        except OSError:
+            self.writer, self.step = None, 0
+            raise
+
+    def losses(self, table, split):
+        """Scalars of a table of losses (L, S): raw and weighted, of every stack."""
+        scalars = {}
+        for (name, weight), row in zip(self.weights.items(), table.tolist(), strict=True):
+            for number, value in enumerate(row, 1):
+                scalars[f'{name}/{split}, stack {number}'] = value
+                scalars[f'{name}, weighted/{split}, stack {number}'] = weight * value
+        return scalars
+
+    def progress(self, step, sums, rate):
+        """The losses since the last call, from their sums over the epoch, and the learning rate."""
+        steps, losses = self.shown
+        if sums['steps'] <= steps:  # a new epoch, or nothing but skipped steps
+            steps, losses = 0, 0
+        if sums['steps'] > steps:
+            table = (sums['losses'] - losses) / (sums['steps'] - steps)
+            scalars = self.losses(table, 'train') | {'training/learning rate': rate}
+            self.shown = sums['steps'], sums['losses'].clone()
+            self.write(step, scalars)
+
+    def epoch(self, metrics, valid, pictures):
+        """An epoch's end: its metrics by name, validation losses (L, S), and pictures by name."""
+        scalars = self.losses(valid, 'validation') | {
+            'training/images per second': metrics['images_per_second'],
+            'training/share of time waiting for data': metrics['data_wait'],
+            'training/skipped steps': metrics['skipped'],
+            'objective/train': metrics['objective'],
+            'objective/validation': metrics['valid_objective'],
+        }
+        figures = {name: value for name, value in metrics.items() if name[:2] in ('AP', 'AR')}
+        scalars |= {f'validation/{name}': value for name, value in figures.items()}
+        self.write(metrics['step'], scalars, pictures)
