@@ -12,7 +12,7 @@ from tests.faults import common
 SETTINGS = ('model.bn=True', 'train.num_workers=1', 'train.eval_epochs=1', 'train.log_iters=3')
 
 
-def run(times=6, seed=0):
+def run(times=4, seed=0):
     """A run that is stopped again and again until it is done equals the undisturbed one."""
     rng = random.Random(seed)
     lost = []
@@ -27,7 +27,7 @@ def run(times=6, seed=0):
                 for line in process.stdout:
                     if 'CPU' in line:  # the last line before the first step
                         break
-                time.sleep(rng.uniform(0.1, 1.5))
+                time.sleep(rng.uniform(0.3, 2.5))
                 os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does, with all workers
                 code, output = common.finish(process)
                 if code or 'SIGTERM: saved after step' not in output:
