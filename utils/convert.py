@@ -23,6 +23,7 @@ from utils.run import (
     UserError,
     apply_settings,
     bare_names,
+    check_config,
     check_plain,
     exit_code,
     find_run,
@@ -183,6 +184,10 @@ def convert(path, run):
         kind, weights = f'network of the task {config["run"]["task"]}', bare_names(state_dict)
     if config['network'] == POSENET:
         config['model'] |= sizes_of(weights, path)
+    try:
+        check_config(config)
+    except UserError as error:
+        raise UserError(f'{path} has a config that cannot be: {error}') from None
     with torch.device('meta'):  # only names and shapes: a file may claim any size
         network = load_task(config['run']['task']).make_network(config).network
     problem = misfits(network.state_dict(), weights)

@@ -52,6 +52,9 @@ LIMITS = {
     'test.num_workers': (-1, 1000),
     'test.vis': (0, MOST),
 }
+# What weights and states may be made of: no complex or quantized numbers, no fractions of 8 bits.
+NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+NUMBERS |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 # Keys that name code, and the package that it lies in: a config from elsewhere runs no other.
 CODE = {'network': 'models', 'data_provider': 'data'}
 # Lists of any length, with an example; the others keep their number of items.
@@ -159,6 +162,8 @@ def conform(value, example, any_length=False):
         return float(value)
     if type(value) is not type(example) or (type(value) is float and not math.isfinite(value)):
         raise ValueError
+    if type(value) is str and '\0' in os.fsdecode(os.fsencode(value)):  # else it may be a path
+        raise ValueError
     if type(value) is not list:
         return value
     if len(value) != len(example) and not any_length:
@@ -229,9 +234,12 @@ def check_config(config, num_parts=None):
             f'needs an input that is a multiple of 64, and an output of input_res / 4'
         )
     for key, value in flatten(config).items():
-        low, high = LIMITS.get(key) or LIMITS.get(key.rpartition('.')[0]) or (-math.inf, math.inf)
+        limits = LIMITS.get(key) or LIMITS.get(key.rpartition('.')[0])
+        if limits is None:
+            continue
+        low, high = limits
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, (int, float)) and not low <= number <= high:
+            if not low <= number <= high:
                 raise UserError(f'{key} is {value!r:.200}: expected {low:,} to {high:,}')
     if min(config['model']['std']) <= 0:
         raise UserError(f'model.std is {config["model"]["std"]}: expected numbers above 0')
@@ -343,8 +351,7 @@ def is_plain(value):
     return (
         value.layout is torch.strided
         and value.device.type == 'cpu'
-        and not value.is_quantized
-        and not value.is_complex()
+        and value.dtype in NUMBERS
         and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
         and bool(value.isfinite().all())
     )

@@ -311,7 +311,10 @@ def fill_in(config, category, file, made_for=None):
             check_names(names_of(settings), category, file)
         settings['joints'] = category['keypoints']
         settings['skeleton'] = settings['skeleton'] or skeleton_of(category, file)
-    joints = joints_of(settings)
+    try:
+        joints = joints_of(settings)
+    except DataError as error:
+        raise DataError(f'{file}: {error}') from None
     pairs = [[k, m] for k, m in enumerate(joints.flip) if k < m]
     settings |= {
         'joints': list(joints.names),
@@ -457,7 +460,9 @@ def problem_of_region(region, record):
     if own != size:
         return f'its segmentation is of {size[1]} x {size[0]} pixels, its image {own[1]} x {own[0]}'
     runs = unpack(counts) if isinstance(counts, str) else counts
-    whole = isinstance(runs, list) and all(is_whole(run) and run >= 0 for run in runs)
+    whole = (
+        isinstance(runs, list) and {int}.issuperset(map(type, runs)) and min(runs, default=0) >= 0
+    )
     if not whole or sum(runs) != size[0] * size[1]:
         return f'the counts of its segmentation are not run lengths of {size[1]} x {size[0]} pixels'
     return ''

@@ -362,7 +362,8 @@ def checkpoint_case(material, rng):
         data = saved(state, old=form == 'old')
     path = write_run(material, data, material.config)
     use = [continue_run, evaluate_run, convert_run][int(rng.integers(3))]
-    words = (path.name, 'losses are not finite')
+    # A config within it becomes that of a new run, whose values are named by their keys.
+    words = (path.name, 'losses are not finite', *flatten(pose.__config__))
     return f'{form} format, {what}', words, lambda: use(material, exact)
 
 
