@@ -152,7 +152,10 @@ def config_in(checkpoint, path):
         task = saved['run']['task']
     except (TypeError, KeyError, ValueError, RecursionError):
         raise UserError(f'{path} has a config that is not one of a run') from None
-    config = load_task(task).__config__
+    try:
+        config = load_task(task).__config__
+    except UserError as error:
+        raise UserError(f'{path} is of another task: {error}') from None
     for key in ('network', 'data_provider'):
         if saved.get(key) != config[key]:
             raise UserError(
