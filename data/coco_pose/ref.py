@@ -737,7 +737,7 @@ def crowd_mask(crowds, height, width):
     mask = np.zeros((height, width), np.uint8)
     for crowd in crowds:
         region = crowd.get('segmentation')
-        if isinstance(region, dict):
+        if region and isinstance(region, dict):
             counts = region['counts']
             runs = unpack(counts) if isinstance(counts, str) else counts
             values = np.arange(len(runs)) % 2 == 1

@@ -259,7 +259,7 @@ def check_crowds(split):
     """Regions of crowds are drawn as an independent reader of run lengths draws them."""
     for entry in split.annotations:
         region = entry.get('segmentation')
-        if entry['iscrowd'] and isinstance(region, dict):
+        if entry['iscrowd'] and region and isinstance(region, dict):
             mask = ref.crowd_mask([entry], *SIZE)
             if isinstance(region['counts'], str):
                 wanted = ref.rle_mask.decode(region)
