@@ -336,7 +336,8 @@ def with_joints(config, made_for=None):
 def find_path(path):
     """The path from the working folder or, where only it has one, from the repository."""
     here, there = Path(path), REPOSITORY / path
-    return there if there.exists() and not here.exists() else here
+    # os.path's functions take a name that no file can have for one that is missing.
+    return there if os.path.exists(there) and not os.path.exists(here) else here
 
 
 def read_file(file, labelled=True):
@@ -517,7 +518,6 @@ def find_folder(images, file, records):
     images, split = find_path(images), Path(file).stem.split('_')[-1]
     folders = [images / split, images]
     for folder in folders:
-        # os.path's functions take a name that no file can have for one that is missing.
         if any(os.path.isfile(folder / record['file_name']) for record in records[:100]):
             break
     else:
@@ -677,7 +677,7 @@ def read_photo(path, record=None, upright=False):
             'down, or, if it is smaller, take it from its source again'
         )
     # A decoder fills what is missing of a JPEG with grey and says nothing.
-    cut_short = data[:2] == JPEG and END not in (kind for kind, _ in jpeg_segments(data))
+    cut_short = data[:2] == JPEG and not jpeg_ends(data)
     photo = None
     if data and not cut_short:
         flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
@@ -699,14 +699,18 @@ def read_photo(path, record=None, upright=False):
 def jpeg_segments(data):
     """The parts of a JPEG, one by one: the kind of each, a byte, and where its content starts.
 
-    They are read from the first to the last: a preview within one has an end marker of its own, and
-    phones append clips behind the end.
+    They are read from the first to the last: a preview lies within one.
     """
     place = 2
     while marker := MARKER.search(data, place):
         yield marker[1][0], marker.end()
         size = int.from_bytes(data[marker.end() : marker.end() + 2], 'big')
         place = marker.end() + size  # what follows is the next marker, or pixels and then a marker
+
+
+def jpeg_ends(data):
+    """Whether a JPEG has its end marker, whatever may follow it (phones append clips)."""
+    return any(kind == END for kind, _ in jpeg_segments(data))
 
 
 def claimed_pixels(data):
