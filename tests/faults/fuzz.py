@@ -34,7 +34,7 @@ import cv2
 import numpy as np
 import torch
 from conftest import TINY
-from faults.damage import (
+from faults._damage import (
     PHOTOS,
     SIZE,
     Material,
@@ -382,6 +382,21 @@ class Worker:
 
 
 def run(cases=2000, seed=0):
+    """Per kind of file, as `python -m tests.faults` takes it: what, how often, and the findings."""
+    for what, rows in by_file(tally(cases, seed)).items():
+        right, errors = (sum(row[key] for row in rows) for key in ('right', 'errors'))
+        findings = [text for row in rows for text in row['findings']]
+        times = sum(row['cases'] for row in rows)
+        yield f'damaged {what}: {right} read right, {errors} clear errors', times, findings
+
+
+def by_file(rows):
+    """The rows of each kind of file."""
+    files = sorted({row['file'] for row in rows})
+    return {file: [row for row in rows if row['file'] == file] for file in files}
+
+
+def tally(cases, seed):
     """Tries so many cases. Returns rows of what was tried, how often, and what came of it.
 
     Each row is a dict: file and damage, the numbers of cases, right results and clear errors, and a
@@ -443,9 +458,7 @@ def only(number, seed):
 def report(rows):
     """The rows summed up per file, and the findings, as text."""
     lines = [f'{"file":12}{"cases":>8}{"right":>8}{"error":>8}{"wrong":>8}']
-    files = {row['file'] for row in rows}
-    for file in [*sorted(files), 'all']:
-        own = [row for row in rows if file in (row['file'], 'all')]
+    for file, own in (by_file(rows) | {'all': rows}).items():
         sums = [sum(row[key] for row in own) for key in ('cases', 'right', 'errors')]
         sums.append(sum(len(row['findings']) for row in own))
         lines.append(f'{file:12}' + ''.join(f'{number:8}' for number in sums))
@@ -464,7 +477,7 @@ def main():
     args = parser.parse_args()
     if args.only is not None:
         return only(args.only, args.seed)
-    rows = run(args.cases, args.seed)
+    rows = tally(args.cases, args.seed)
     print(report(rows))
     return int(any(row['findings'] for row in rows))
 
