@@ -322,8 +322,10 @@ class Photos(torch.utils.data.Dataset):
         for i, record in enumerate(self.records):
             # A square input fits photos of any size, also of one that no record tells.
             square = self.config['test']['square']
-            height, width = (1, 1) if square else (record['height'], record['width'])
-            frames = input_frames(height, width, self.config, self.scales)
+            shape = (1, 1) if square else (record.get('height'), record.get('width'))
+            if None in shape:
+                shape = ref.read_photo(self.paths[i], record).shape[:2]
+            frames = input_frames(*shape, self.config, self.scales)
             groups.setdefault(frames[0][0], []).append(i)
         return [same[i : i + size] for same in groups.values() for i in range(0, len(same), size)]
 

@@ -39,10 +39,10 @@ from utils.run import (
     load_network,
     load_task,
     read_checkpoint,
+    unlike,
 )
 from utils.stop import Interrupted, Stopper
 
-TRAINING_STATE = {'optimizer', 'step', 'epoch', 'samples', 'best', 'sums', 'random'}
 INPUTS = ('imgs', 'masks', 'keypoints', 'heatmaps')
 SHOWN = 4  # validation photos that TensorBoard shows with their predictions
 SKIPS = 10  # steps in a row whose losses may be not finite where train.on_nonfinite is 'skip'
@@ -71,15 +71,10 @@ class Training:
         self.device = choose_device()
         self.dtype, reason = choose_precision(self.settings['precision'], self.device)
         self.test_dtype, _ = choose_precision(config['test']['precision'], self.device)
-        checkpoint = checkpoint or {}
-        self.step, self.epoch = checkpoint.get('step', 0), checkpoint.get('epoch', 0)
-        self.samples = checkpoint.get('samples', 0)  # training images drawn so far, by all ranks
-        self.best = checkpoint.get('best', {'AP': -1.0, 'valid': float('inf')})
+        state = start_state(config) | (checkpoint or {})
+        self.step, self.epoch, self.samples = state['step'], state['epoch'], state['samples']
+        self.best, self.sums = state['best'], state['sums']
         self.weights = self.settings['loss_weights']
-        # Over the epoch and all ranks: losses (L, S), the steps they are of, and those left out.
-        nothing = torch.zeros(len(self.weights), config['model']['nstack'], dtype=torch.float64)
-        start = {'losses': nothing, 'steps': 0, 'skipped': 0, 'skipped_in_a_row': 0}
-        self.sums = checkpoint.get('sums', start)
         self.problems = set()  # broken photos that have been reported
         self.unwritten = set()  # files whose last version could not be written
         provider = importlib.import_module(config['data_provider'])
@@ -113,16 +108,28 @@ class Training:
 
     def restore(self, checkpoint):
         """Takes the optimizer and the random states from a checkpoint."""
-        try:
-            self.optimizer.load_state_dict(checkpoint['optimizer'])
-        except (KeyError, ValueError):
+        saved, path = checkpoint['optimizer'], self.run.checkpoint()
+        params = list(self.task.parameters())
+        of_params = [
+            {'step': torch.zeros(()), 'exp_avg': param, 'exp_avg_sq': param} for param in params
+        ]
+        # Before the first step there is none of these.
+        example = dict(enumerate(of_params)) if saved.get('state') != {} else {}
+        problem = unlike(saved, {'state': example})
+        if problem:
             raise UserError(
-                f'{self.run.checkpoint()} holds no optimizer state for this network: it can be '
-                f"tested ('python test.py -c {self.run.name}') but not continued"
-            ) from None
-        torch.set_rng_state(checkpoint['random']['cpu'])
-        if len(checkpoint['random']['cuda']) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(checkpoint['random']['cuda'])
+                f'{path} holds no optimizer state for this network ({problem}): it can be tested '
+                f"('python test.py -c {self.run.name}') but not continued"
+            )
+        # Only what Adam has learnt comes from the file; how it works is this program's.
+        own = self.optimizer.state_dict()
+        self.optimizer.load_state_dict(own | {'state': {k: saved['state'][k] for k in example}})
+        try:
+            torch.set_rng_state(checkpoint['random']['cpu'])
+            if len(checkpoint['random']['cuda']) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(checkpoint['random']['cuda'])
+        except (RuntimeError, TypeError, AttributeError):
+            raise UserError(f'{path} holds a random state that cannot be') from None
 
     def introduce(self, reason):
         """Says what explains a wrong run."""
@@ -427,6 +434,25 @@ class Training:
         return better
 
 
+def start_state(config):
+    """What a checkpoint holds beside weights and config, as it is before the first step.
+
+    samples: training images drawn so far, by all ranks. sums, over the epoch and all ranks: losses
+    (L, S), the steps they are of, and those left out.
+    """
+    shape = len(config['train']['loss_weights']), config['model']['nstack']
+    losses = torch.zeros(shape, dtype=torch.float64)
+    return {
+        'optimizer': {},
+        'step': 0,
+        'epoch': 0,
+        'samples': 0,
+        'best': {'AP': -1.0, 'valid': float('inf')},
+        'sums': {'losses': losses, 'steps': 0, 'skipped': 0, 'skipped_in_a_row': 0},
+        'random': {'cpu': torch.get_rng_state(), 'cuda': []},
+    }
+
+
 def check_shares(settings):
     """Raises UserError where a batch cannot be split evenly."""
     ranks, passes = dist.world_size(), settings['accumulate']
@@ -512,12 +538,15 @@ def open_run(args):
     launch = dist.launch_marks()
     config, resumes = dist.share(lambda: choose_run(args, run, launch))
     checkpoint = read_checkpoint(run.checkpoint()) if resumes else None
-    if resumes and not TRAINING_STATE <= checkpoint.keys():
+    state = start_state(config)
+    if resumes and not state.keys() <= checkpoint.keys():
         raise UserError(
             f'{run.checkpoint()} holds weights but no training state: it can be tested '
             f"('python test.py -c {run.name}') but not continued; 'python train.py -e NEW --init "
             f"{run.folder}' starts a new run with it"
         )
+    if resumes and (problem := unlike(checkpoint, state)):
+        raise UserError(f'{run.checkpoint()} holds a training state whose {problem} cannot be')
     return run, config, checkpoint, launch
 
 

@@ -23,6 +23,8 @@ from utils.run import (
     UserError,
     apply_settings,
     bare_names,
+    check_config,
+    check_plain,
     exit_code,
     find_run,
     first_of,
@@ -150,7 +152,10 @@ def config_in(checkpoint, path):
         task = saved['run']['task']
     except (TypeError, KeyError, ValueError, RecursionError):
         raise UserError(f'{path} has a config that is not one of a run') from None
-    config = load_task(task).__config__
+    try:
+        config = load_task(task).__config__
+    except UserError as error:
+        raise UserError(f'{path} is of another task: {error}') from None
     for key in ('network', 'data_provider'):
         if saved.get(key) != config[key]:
             raise UserError(
@@ -172,7 +177,6 @@ def convert(path, run):
     with torch.serialization.safe_globals(NUMPY_NUMBERS):
         checkpoint = read_checkpoint(path)
     state_dict = checkpoint['state_dict']
-    check_plain(state_dict, path)
     config = config_in(checkpoint, path)
     if MMPOSE_FIRST in state_dict:
         kind = 'mmpose 0.x, its norms folded into convolutions'
@@ -183,6 +187,10 @@ def convert(path, run):
         kind, weights = f'network of the task {config["run"]["task"]}', bare_names(state_dict)
     if config['network'] == POSENET:
         config['model'] |= sizes_of(weights, path)
+    try:
+        check_config(config)
+    except UserError as error:
+        raise UserError(f'{path} has a config that cannot be: {error}') from None
     with torch.device('meta'):  # only names and shapes: a file may claim any size
         network = load_task(config['run']['task']).make_network(config).network
     problem = misfits(network.state_dict(), weights)
@@ -196,25 +204,6 @@ def convert(path, run):
     print(f'{path}: {kind}, {count_parameters(weights):,} parameters\n{sizes}')
     print(f"{run.folder} is ready: 'python test.py -c {run.name} -m single' tests it, 'python "
           f"train.py -e NEW --init {run.folder}' fine-tunes it")  # fmt: skip
-
-
-def check_plain(weights, path):
-    """Raises UserError unless the weights are finite numbers, each of them in the file."""
-    odd = [name for name, value in weights.items() if not is_plain(value)]
-    if odd:
-        raise UserError(f'{path} has weights that are not plain finite numbers: {first_of(odd)}')
-
-
-def is_plain(value):
-    """Whether a tensor holds a finite real number for every place that its shape claims."""
-    return (
-        value.layout is torch.strided
-        and value.device.type == 'cpu'
-        and not value.is_quantized
-        and not value.is_complex()
-        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
-        and bool(value.isfinite().all())
-    )
 
 
 def as_saved(value):

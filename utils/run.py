@@ -7,11 +7,13 @@ import importlib
 import importlib.util
 import io
 import json
+import math
 import os
 import re
 import shlex
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import torch
@@ -20,13 +22,41 @@ from utils import dist
 
 EXPERIMENTS = Path('exp')
 REPOSITORY = Path(__file__).parent.parent
-# Keys of the config whose value is 1 or more.
-LEAST_1 = (
-    *('train.batchsize', 'train.epochs', 'train.train_iters', 'train.valid_iters'),
-    *('train.log_iters', 'train.max_num_people', 'test.batchsize', 'test.max_num_people'),
-    'train.accumulate',
-    *('model.nstack', 'model.inp_dim'),
-)
+MOST = 2**53  # steps, images and so on: what a float can count
+# The least and the most that numbers of the config, or of a whole section of it, may be. Upper ends
+# are beyond any use; they keep a damaged config.json from asking for all of a machine's memory.
+LIMITS = {
+    'model.nstack': (1, 64),
+    'model.inp_dim': (1, 2048),
+    'model.oup_dim': (1, 8192),
+    'model.increase': (0, 1024),
+    'model.stem': (1, 1024),
+    'train.seed': (0, MOST),
+    'train.batchsize': (1, 10_000),
+    'train.accumulate': (1, 10_000),
+    'train.valid_iters': (1, 100_000),
+    'train.input_res': (64, 8192),
+    'train.sigma': (0, 1),
+    'train.max_num_people': (1, 10_000),
+    'train.num_workers': (-1, 1000),
+    **dict.fromkeys(('train.epochs', 'train.train_iters', 'train.log_iters'), (1, MOST)),
+    **dict.fromkeys(('train.eval_epochs', 'train.warmup_iters', 'train.decay_iters'), (0, MOST)),
+    **dict.fromkeys(('train.learning_rate', 'train.decay_rate', 'train.clip_norm'), (0, 1e6)),
+    'train.save_minutes': (0, 1e6),
+    'augmentation': (0, 360),
+    'augmentation.scale': (0.01, 100),
+    'augmentation.mirror': (0, 1),
+    'test.batchsize': (1, 10_000),
+    'test.scales': (0.01, 16),
+    'test.max_num_people': (1, 10_000),
+    'test.num_workers': (-1, 1000),
+    'test.vis': (0, MOST),
+}
+# What weights and states may be made of: no complex or quantized numbers, no fractions of 8 bits.
+NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+NUMBERS |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+# Keys that name code, and the package that it lies in: a config from elsewhere runs no other.
+CODE = {'network': 'models', 'data_provider': 'data'}
 # Lists of any length, with an example; the others keep their number of items.
 LISTS = {
     'data.joints': ['nose', 'left_eye'],
@@ -55,7 +85,7 @@ def exit_code(main, *errors):
         code = main() or 0
     except (UserError, *errors) as error:
         if dist.rank() == 0 or not isinstance(error, UserError):
-            print(f'error: {error}', file=sys.stderr)
+            print(f'error: {" ".join(str(error).splitlines())}', file=sys.stderr)
         return 2
     except (RuntimeError, EOFError, ConnectionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -105,25 +135,34 @@ def parse_value(key, text, default):
         value = ast.literal_eval({'true': 'True', 'false': 'False'}.get(text, text))
     except (ValueError, SyntaxError):
         value = text
+    try:
+        return typed(key, value, default)
+    except ValueError as error:
+        raise UserError(f'--set {key}={text}: {error}') from None
+
+
+def typed(key, value, default):
+    """The value, if it is of the type that this key of a config has; ValueError that tells it."""
     example = LISTS.get(key, default)
     any_length = key in LISTS or (key.startswith('test.scales.') and value != [])
     try:
         return conform(value, example, any_length)
-    except ValueError:
-        raise UserError(
-            f'--set {key}={text}: expected a {kind.__name__} such as {example!r}, found {value!r}'
-        ) from None
+    except (ValueError, OverflowError):
+        kind = type(default).__name__
+        raise ValueError(f'expected a {kind} such as {example!r}, found {value!r:.200}') from None
 
 
 def conform(value, example, any_length=False):
     """The value, if it is of the example's type down to the items of lists; ValueError otherwise.
 
-    A whole number passes for a fraction. All items of a list are like the example's first, and as
-    many, unless it may have any_length.
+    A whole number passes for a fraction; one that is not finite does not. All items of a list are
+    like the example's first, and as many, unless it may have any_length.
     """
     if type(example) is float and type(value) is int:
         return float(value)
-    if type(value) is not type(example):
+    if type(value) is not type(example) or (type(value) is float and not math.isfinite(value)):
+        raise ValueError
+    if type(value) is str and '\0' in os.fsdecode(os.fsencode(value)):  # else it may be a path
         raise ValueError
     if type(value) is not list:
         return value
@@ -160,6 +199,28 @@ def merge(defaults, config):
     return merged
 
 
+def complete(saved):
+    """A saved config with what it lacks taken from its task's. Raises UserError, naming the key.
+
+    Every value is of the type that the task's has. KeyError and TypeError: it is of no run.
+    """
+    run = saved['run']
+    if type(run['task']) is not str or type(run.get('commands', [])) is not list:
+        raise TypeError
+    defaults = load_task(run['task']).__config__
+    config = merge(defaults, {key: value for key, value in saved.items() if key != 'run'})
+    known, flat = flatten(defaults), flatten(config)
+    for key in flat | known:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
+            raise UserError(f'no such key: {key}; the nearest is {near}')
+        try:
+            typed(key, flat.get(key), known[key])
+        except ValueError as error:
+            raise UserError(f'{key}: {error}') from None
+    return config | {'run': run}
+
+
 def check_config(config, num_parts=None):
     """Raises UserError where values of a config do not fit together.
 
@@ -172,28 +233,21 @@ def check_config(config, num_parts=None):
             f'train.output_res is {output_res} and train.input_res {input_res}: the network '
             f'needs an input that is a multiple of 64, and an output of input_res / 4'
         )
-    least = dict.fromkeys(LEAST_1, 1) | {'train.seed': 0, 'model.increase': 0}
-    least |= {'train.num_workers': -1, 'test.num_workers': -1}
-    flat = flatten(config)
-    for key, value in least.items():
-        if flat[key] < value:
-            raise UserError(f'{key} is {flat[key]}: expected {value} or more')
+    for key, value in flatten(config).items():
+        limits = LIMITS.get(key) or LIMITS.get(key.rpartition('.')[0])
+        if limits is None:
+            continue
+        low, high = limits
+        for number in value if isinstance(value, list) else [value]:
+            if not low <= number <= high:
+                raise UserError(f'{key} is {value!r:.200}: expected {low:,} to {high:,}')
     if min(config['model']['std']) <= 0:
         raise UserError(f'model.std is {config["model"]["std"]}: expected numbers above 0')
     for name, values in config['augmentation'].items():
         if isinstance(values, list) and values[0] > values[1]:
             raise UserError(f'augmentation.{name} is {values}: expected the lower end first')
-    for key in ('network', 'data_provider'):
-        module = config[key].rpartition('.')[0] if key == 'network' else config[key]
-        try:
-            found = importlib.import_module(module)
-        except (ImportError, ValueError):
-            raise UserError(f'{key} is {config[key]!r}: there is no module {module!r}') from None
-        if key == 'network' and not hasattr(found, config[key].rpartition('.')[2]):
-            raise UserError(f'network is {config[key]!r}: {module} has no such class')
-    for mode, scales in config['test']['scales'].items():
-        if min(scales) <= 0:
-            raise UserError(f'test.scales.{mode} is {scales}: expected numbers above 0')
+    for key in CODE:
+        check_code(key, config[key])
     for section in ('train', 'test'):
         if config[section]['precision'] not in ('fp32', 'bf16', 'auto'):
             raise UserError(
@@ -205,6 +259,19 @@ def check_config(config, num_parts=None):
             f'model.oup_dim is {channels}: expected at least {2 * num_parts}, a heatmap and a tag '
             f'for each of {num_parts} joints'
         )
+
+
+def check_code(key, name):
+    """Raises UserError unless config[key] names a network in models/, a data provider in data/."""
+    module, _, last = name.rpartition('.') if key == 'network' else (name, '', 'init')
+    if not re.fullmatch(rf'{CODE[key]}(\.\w+)+', module):
+        raise UserError(f'{key} is {name!r}: expected one that lies in {CODE[key]}/')
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        raise UserError(f'{key} is {name!r}: there is no module {module!r}') from None
+    if not callable(getattr(found, last, None)):
+        raise UserError(f'{key} is {name!r}: {module} has no {last or "name"}')
 
 
 def write_atomically(path, write):
@@ -234,12 +301,13 @@ def read_checkpoint(path):
     """The dict in a checkpoint file, on the CPU; nothing in it is ever executed.
 
     All ranks call it, and get what rank 0 reads. Raises UserError where the file is missing, broken
-    or holds no network.
+    or holds no network of finite numbers.
     """
     source = path
     try:
         if dist.world_size() > 1:
             source = io.BytesIO(dist.share_bytes(path.read_bytes() if dist.rank() == 0 else b''))
+        check_sums(source)
         checkpoint = torch.load(source, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise UserError(f'there is no checkpoint {path}') from None
@@ -255,7 +323,61 @@ def read_checkpoint(path):
         for name, value in state_dict.items()
     ):
         raise UserError(f'{path} holds no network: expected a dict with a state_dict of tensors')
+    check_plain(state_dict, path)
     return checkpoint
+
+
+def check_sums(source):
+    """Raises BadZipFile where bytes of a zip file are not what was saved: torch does not look."""
+    if not zipfile.is_zipfile(source):
+        return  # the format before torch 1.6 has no check sums
+    with zipfile.ZipFile(source) as archive:
+        packed = any(entry.compress_type for entry in archive.infolist())  # torch never packs
+        if packed or archive.testzip():
+            raise zipfile.BadZipFile
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+
+
+def check_plain(weights, path):
+    """Raises UserError unless the weights are finite numbers, each of them in the file."""
+    odd = [name for name, value in weights.items() if not is_plain(value)]
+    if odd:
+        raise UserError(f'{path} has weights that are not plain finite numbers: {first_of(odd)}')
+
+
+def is_plain(value):
+    """Whether a tensor holds a finite real number for every place that its shape claims."""
+    return (
+        value.layout is torch.strided
+        and value.device.type == 'cpu'
+        and value.dtype in NUMBERS
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+        and bool(value.isfinite().all())
+    )
+
+
+def unlike(value, example, name=''):
+    """The name of what in a nested value cannot stand where it does in `example`; '' if all can.
+
+    Dicts need the example's keys, tensors its shape and type; whole numbers are 0 to 2 ** 53, and
+    other numbers anything but NaN.
+    """
+    if isinstance(example, dict) and isinstance(value, dict):
+        names = (unlike(value.get(k), v, f'{name}.{k}'.strip('.')) for k, v in example.items())
+        return next(filter(None, names), '')
+    if isinstance(example, torch.Tensor):
+        good = isinstance(value, torch.Tensor) and (value.shape, value.dtype) == (
+            (example.shape, example.dtype)
+        )
+        good = good and is_plain(value)
+    elif type(example) is int:
+        good = type(value) is int and 0 <= value <= MOST
+    elif type(example) is float:
+        good = type(value) in (int, float) and not math.isnan(value)
+    else:
+        good = type(value) is type(example)
+    return '' if good else name or 'content'
 
 
 def bare_names(state_dict):
@@ -377,21 +499,22 @@ class Run:
             saved = json.loads(self.config_path.read_text())
         except FileNotFoundError:
             return copy.deepcopy(load_task(task).__config__) | {'run': {'task': task}}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f'{self.config_path} is no JSON ({error})') from None
         try:
-            task = saved['run']['task']
-        except (TypeError, KeyError):
+            return complete(saved)
+        except (TypeError, KeyError, RecursionError):
             raise UserError(f'{self.config_path} is not the config of a run') from None
-        return merge(load_task(task).__config__, saved)
+        except UserError as error:
+            raise UserError(f'{self.config_path}: {error}') from None
 
     def is_of_launch(self, marks):
         """Whether it was last started by the torchrun with these marks, see dist.launch_marks."""
         try:
             last = json.loads(self.config_path.read_text())['run']['commands'][-1]
-        except (OSError, ValueError, LookupError, TypeError):
+            return not set(marks).isdisjoint(last.get('launch', []))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return False
-        return not set(marks).isdisjoint(last.get('launch', []))
 
     def create(self, config, launch=()):
         """Makes the folder and records the config with the command, versions and commit.
@@ -426,9 +549,16 @@ class Run:
     def add_metrics(self, metrics):
         """Adds the figures of an epoch to metrics.jsonl, in place of earlier ones of that epoch."""
         path = self.folder / 'metrics.jsonl'
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(errors='replace').splitlines() if path.exists() else []
+        numbers = [epoch_of(line) for line in lines]
+        if None in numbers:
+            self.log(f'{path}: left out {numbers.count(None)} lines that are broken')
         # A run that died between figures and checkpoint does its last epoch again.
-        lines = [line for line in lines if json.loads(line)['epoch'] < metrics['epoch']]
+        lines = [
+            line
+            for line, epoch in zip(lines, numbers, strict=True)
+            if epoch is not None and epoch < metrics['epoch']
+        ]
         text = '\n'.join([*lines, json.dumps(metrics)]) + '\n'
         write_atomically(path, lambda stream: stream.write(text.encode()))
 
@@ -443,6 +573,15 @@ class Run:
             if isinstance(error.__context__, OSError):  # which torch.save hides behind its own
                 raise error.__context__ from None
             raise
+
+
+def epoch_of(line):
+    """The epoch that a line of metrics.jsonl is of, or None if it is broken."""
+    try:
+        epoch = json.loads(line)['epoch']
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return epoch if type(epoch) is int else None
 
 
 def git_commit():

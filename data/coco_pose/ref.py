@@ -8,6 +8,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 
 import cv2
@@ -27,6 +28,13 @@ MARKER = re.compile(rb'\xff([^\x00\xd0-\xd7\xff])', re.DOTALL)
 VALID_IDS = Path(__file__).with_name('valid_id')
 UNKNOWN_SIGMA = 0.05  # of joints that COCO lacks; its own reach from 0.025 (eyes) to 0.107 (hips)
 SIDES = {'left': 'right', 'right': 'left'}
+FAR = 1_000_000  # pixels; no coordinate is that large
+JPEG, END = b'\xff\xd8', 0xD9  # its first bytes, and the marker at its end
+# The markers behind which its size stands; C4, C8 and CC have other uses.
+JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+MOST_PIXELS = 2**27  # of a photo: 134 million, which take up to a gigabyte while they are decoded
+# A path that stays in its folder, and that the system can have: neither absolute nor with '..'.
+INSIDE = re.compile(r'(?![/\\]|\w:|(.*[/\\])?\.\.([/\\]|$))[^\0\ud800-\udfff]+', re.DOTALL)
 
 
 class DataError(Exception):
@@ -35,6 +43,40 @@ class DataError(Exception):
     def __str__(self):
         # Raised in a DataLoader worker, it arrives with the worker's whole traceback in front.
         return self.args[0].rsplit('DataError: ', 1)[-1].strip()
+
+
+def is_whole(value):
+    """Whether a value from a JSON file is a whole number of at most 64 bits."""
+    return type(value) is int and abs(value) < 2**63
+
+
+def are_numbers(values, count):
+    """Whether a value from a JSON file is a list of so many numbers that can be coordinates."""
+    return (
+        type(values) is list
+        and len(values) == count > 0
+        and {int, float}.issuperset(map(type, values))
+        and max(map(abs, values)) < FAR
+        and not isnan(sum(values))  # which max may have passed over
+    )
+
+
+# What is read of the entries of an annotation file where they have it, and what it must be.
+FIELDS = {
+    'images': {
+        'id': (is_whole, 'a whole number'),
+        'file_name': (lambda v: type(v) is str and INSIDE.fullmatch(v), 'a path inside the folder'),
+        'width': (lambda v: is_whole(v) and v > 0, 'pixels, a whole number'),
+        'height': (lambda v: is_whole(v) and v > 0, 'pixels, a whole number'),
+    },
+    'annotations': {
+        'image_id': (is_whole, 'a whole number'),
+        'iscrowd': (lambda v: type(v) in (int, bool) and v in (0, 1), '0 or 1'),
+        'bbox': (lambda v: are_numbers(v, 4) and min(v[2:]) >= 0, '[x, y, width, height]'),
+        'area': (lambda v: type(v) in (int, float) and 0 <= v < FAR**2, 'a number from 0'),
+    },
+}
+NEEDED = {'images': ('id', 'file_name'), 'annotations': ('image_id', 'keypoints')}
 
 
 @dataclass(frozen=True)
@@ -214,8 +256,10 @@ def named_category(content, file):
     named = [category for category in categories if category.get('keypoints')]
     for category in named:
         names = category['keypoints']
-        texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        if not texts or len(set(names)) < len(names) or type(category.get('id')) is not int:
+        texts = isinstance(names, list) and all(
+            isinstance(name, str) and name.isprintable() for name in names
+        )
+        if not texts or len(set(names)) < len(names) or not is_whole(category.get('id')):
             raise DataError(
                 f'{file}, category {category.get("name")}: expected a whole number as id, and '
                 f'keypoints as a list of different names, found {category.get("id")} and {names}'
@@ -267,7 +311,10 @@ def fill_in(config, category, file, made_for=None):
             check_names(names_of(settings), category, file)
         settings['joints'] = category['keypoints']
         settings['skeleton'] = settings['skeleton'] or skeleton_of(category, file)
-    joints = joints_of(settings)
+    try:
+        joints = joints_of(settings)
+    except DataError as error:
+        raise DataError(f'{file}: {error}') from None
     pairs = [[k, m] for k, m in enumerate(joints.flip) if k < m]
     settings |= {
         'joints': list(joints.names),
@@ -289,7 +336,8 @@ def with_joints(config, made_for=None):
 def find_path(path):
     """The path from the working folder or, where only it has one, from the repository."""
     here, there = Path(path), REPOSITORY / path
-    return there if there.exists() and not here.exists() else here
+    # os.path's functions take a name that no file can have for one that is missing.
+    return there if os.path.exists(there) and not os.path.exists(here) else here
 
 
 def read_file(file, labelled=True):
@@ -305,7 +353,7 @@ def read_file(file, labelled=True):
             f'no COCO annotations at {file} ({error.strerror}): edit ANNOTATIONS in '
             'data/coco_pose/ref.py, or pass --set data.annotations=... (person_keypoints_*.json)'
         ) from None
-    except ValueError as error:  # broken JSON, or bytes that are no text
+    except (ValueError, RecursionError) as error:  # broken JSON, or bytes that are no text
         raise DataError(f'{file} is no JSON file ({error}): download it again') from None
     if isinstance(content, dict) and not labelled:
         content.setdefault('annotations', [])
@@ -321,22 +369,24 @@ def read_file(file, labelled=True):
 
 
 def read_annotations(file, joints=COCO, labelled=True):
-    """The content of a COCO keypoints file, checked for what this project reads.
+    """The images, annotations and categories of a COCO keypoints file, checked for what is read.
 
     Its annotations are those of people with these joints, and carry the id of the one category
-    that is left. labelled: see `read_file`. Raises DataError where the file is missing, is no JSON,
-    lacks keypoints or names other joints.
+    that is left; their own ids are counted anew, and so are their labelled joints. labelled: see
+    `read_file`. Raises DataError where the file is missing, is no JSON, lacks keypoints or names
+    other joints, and where a value that this project reads cannot be.
     """
-    content = read_file(file, labelled)
+    content, K = read_file(file, labelled), len(joints.names)
     category = named_category(content, file)
     if category:
         check_names(joints.names, category, file)
         others = [c.get('id', -1) for c in content['categories'] if not c.get('keypoints')]
     else:
         others = []
+    records = {}
     for kind in ('images', 'annotations'):
         for number, entry in enumerate(content[kind]):
-            problem = problem_of(entry, kind, len(joints.names), others)
+            problem = problem_of(entry, kind, K, others, records)
             if problem:
                 raise DataError(
                     f'{file}, entry {number} of {kind}: {problem}; use a person_keypoints_*.json '
@@ -347,19 +397,25 @@ def read_annotations(file, joints=COCO, labelled=True):
         category = {'id': next((a.get('category_id', 1) for a in annotations), 1), 'name': 'person'}
     for number, annotation in enumerate(annotations):
         annotation['category_id'] = category['id']
+        # The evaluation takes 0 for no person, and counts those with one number as one.
+        annotation['id'] = number + 1
+        annotation['num_keypoints'] = K - annotation['keypoints'][2::3].count(0)
         # What other tools leave out and the evaluation reads.
-        annotation.setdefault('id', number + 1)
         annotation.setdefault('iscrowd', 0)
-        annotation.setdefault('num_keypoints', sum(v > 0 for v in annotation['keypoints'][2::3]))
         annotation.setdefault('bbox', [0, 0, 0, 0])
         annotation.setdefault('area', annotation['bbox'][2] * annotation['bbox'][3])
-    return content | {'annotations': annotations, 'categories': [category]}
+    return {
+        'images': content['images'],
+        'annotations': annotations,
+        'categories': [category],
+    }
 
 
-def problem_of(entry, kind, num_parts, others):
+def problem_of(entry, kind, num_parts, others, records):
     """What an entry of 'images' or 'annotations' lacks that this project reads, or ''.
 
-    others: ids of the categories that have no joints, whose annotations are not read.
+    others: ids of the categories that have no joints, whose annotations are not read. records: the
+    images by id, which those that pass are added to.
     """
     if not isinstance(entry, dict):
         return f'expected an object, found {type(entry).__name__}'
@@ -367,21 +423,91 @@ def problem_of(entry, kind, num_parts, others):
         category_id = entry.get('category_id')
         if category_id in others:
             return ''
-        if type(category_id) is not int and 'category_id' in entry:
-            return f'expected a whole number as category_id, found {category_id!r}'
-    needed = ('id', 'file_name') if kind == 'images' else ('image_id', 'keypoints')
-    missing = [key for key in needed if key not in entry]
+        if not is_whole(category_id) and 'category_id' in entry:
+            return f'expected a whole number as category_id, found {category_id!r:.80}'
+    missing = [key for key in NEEDED[kind] if key not in entry]
     if missing:
         return f'lacks {" and ".join(missing)}'
+    for key, (fits, expected) in FIELDS[kind].items():
+        if key in entry and not fits(entry[key]):
+            return f'expected {expected} as {key}, found {entry[key]!r:.80}'
     if kind == 'images':
-        return ''
+        twice = records.setdefault(entry['id'], entry) is not entry
+        return f'an earlier one has the id {entry["id"]}, too' if twice else ''
     keypoints = entry['keypoints']
     if not isinstance(keypoints, list) or len(keypoints) != 3 * num_parts:
         found = len(keypoints) if isinstance(keypoints, list) else type(keypoints).__name__
         return f'expected {3 * num_parts} keypoint values, found {found}'
-    if not all(isinstance(value, (int, float)) for value in keypoints):
-        return 'expected numbers as keypoints'
+    if not are_numbers(keypoints, 3 * num_parts):
+        return f'expected numbers below {FAR:,} as keypoints'
+    values = keypoints[2::3]
+    if not 0 <= min(values) <= max(values) <= 2:  # predictions have fractions
+        return 'expected 0, 1 or 2 as the third value of every keypoint'
+    if entry.get('iscrowd') and entry.get('segmentation'):
+        return problem_of_region(entry['segmentation'], records.get(entry['image_id'], {}))
     return ''
+
+
+def problem_of_region(region, record):
+    """What is wrong with a crowd's segmentation, or ''; the C code that draws it does not look.
+
+    record: the entry of its image, which learns its size from run lengths if it lacks it.
+    """
+    if not isinstance(region, dict):
+        return '' if are_polygons(region) else 'expected polygons or run lengths as segmentation'
+    size, counts = region.get('size'), region.get('counts')
+    if not are_numbers(size, 2) or not all(map(is_whole, size)) or min(size) < 1:
+        return f'expected [height, width] as size of its segmentation, found {size!r:.80}'
+    own = [record.setdefault('height', size[0]), record.setdefault('width', size[1])]
+    if own != size:
+        return f'its segmentation is of {size[1]} x {size[0]} pixels, its image {own[1]} x {own[0]}'
+    runs = unpack(counts) if isinstance(counts, str) else counts
+    whole = (
+        isinstance(runs, list) and {int}.issuperset(map(type, runs)) and min(runs, default=0) >= 0
+    )
+    if not whole or sum(runs) != size[0] * size[1]:
+        return f'the counts of its segmentation are not run lengths of {size[1]} x {size[0]} pixels'
+    return ''
+
+
+def are_polygons(region):
+    """Whether a segmentation is a list of polygons [x, y, x, y, ...] that can be drawn.
+
+    Time and memory of drawing go with an outline's length.
+    """
+    if not isinstance(region, list):
+        return False
+    for outline in region:
+        if not isinstance(outline, list) or len(outline) < 6 or len(outline) % 2:
+            return False
+        if not are_numbers(outline, len(outline)):
+            return False
+        points = np.array(outline, float).reshape(-1, 2)
+        if np.abs(points - np.roll(points, 1, axis=0)).sum() > FAR:
+            return False
+    return True
+
+
+def unpack(text):
+    """The run lengths in COCO's compressed form; [] where it breaks off or is none.
+
+    Each number is given by 5 bits per character from '0' on, the lowest first, and from the third
+    on as the difference to the one before the last.
+    """
+    runs, value, shift = [], 0, 0
+    for code in text.encode(errors='replace'):
+        bits = code - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not 0 <= bits < 64 or shift > 60:
+            return []
+        if bits & 32:  # more to come
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs if shift == 0 else []
 
 
 def find_folder(images, file, records):
@@ -393,7 +519,7 @@ def find_folder(images, file, records):
     images, split = find_path(images), Path(file).stem.split('_')[-1]
     folders = [images / split, images]
     for folder in folders:
-        if any((folder / record['file_name']).is_file() for record in records[:100]):
+        if any(os.path.isfile(folder / record['file_name']) for record in records[:100]):
             break
     else:
         example = records[0]['file_name'] if records else '*.jpg'
@@ -404,7 +530,7 @@ def find_folder(images, file, records):
         )
     # One listing is far quicker than asking for 100,000 files one at a time.
     listed = {
-        parent: set(os.listdir(folder / parent)) if (folder / parent).is_dir() else ()
+        parent: set(os.listdir(folder / parent)) if os.path.isdir(folder / parent) else ()
         for parent in {os.path.dirname(record['file_name']) for record in records}
     }
     missing = [
@@ -538,19 +664,25 @@ def read_photo(path, record=None, upright=False):
     record: the image's entry, whose width and height the photo must have where they are given.
     upright: turned as its EXIF tag says, and as viewers show it; otherwise the stored pixels, which
     are the frame of COCO's annotations.
-    Raises DataError that names the photo where it is missing, broken or cut short.
+    Raises DataError that names the photo where it is missing, broken, cut short or too large.
     """
     advice = 'convert it to JPEG or PNG, or choose another' if upright else 'download it again'
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f'cannot read photo {path} ({error.strerror}): {advice}') from None
+    pixels = claimed_pixels(data)
+    if pixels > MOST_PIXELS:
+        raise DataError(
+            f'photo {path} claims {pixels:,} pixels: expected {MOST_PIXELS:,} at most; scale it '
+            'down, or, if it is smaller, take it from its source again'
+        )
     # A decoder fills what is missing of a JPEG with grey and says nothing.
-    cut_short = data[:2] == b'\xff\xd8' and not jpeg_ends(data)
+    cut_short = data[:2] == JPEG and not jpeg_ends(data)
     photo = None
     if data and not cut_short:
         flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
-        with contextlib.suppress(cv2.error):  # of sizes beyond OpenCV's limits
+        with contextlib.suppress(cv2.error):  # of sizes beyond OpenCV's own limits
             photo = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if photo is None:
         problem = 'is cut short' if cut_short else 'cannot be decoded'
@@ -565,34 +697,56 @@ def read_photo(path, record=None, upright=False):
     return photo
 
 
-def jpeg_ends(data):
-    """Whether a JPEG has its end marker, whatever may follow it (phones append clips).
+def jpeg_segments(data):
+    """The parts of a JPEG, one by one: the kind of each, a byte, and where its content starts.
 
-    Markers are read from the first to the last: a preview within has an end marker of its own.
+    They are read from the first to the last: a preview lies within one.
     """
     place = 2
     while marker := MARKER.search(data, place):
-        if marker[1] == b'\xd9':
-            return True
+        yield marker[1][0], marker.end()
         size = int.from_bytes(data[marker.end() : marker.end() + 2], 'big')
         place = marker.end() + size  # what follows is the next marker, or pixels and then a marker
-    return False
+
+
+def jpeg_ends(data):
+    """Whether a JPEG has its end marker, whatever may follow it (phones append clips)."""
+    return any(kind == END for kind, _ in jpeg_segments(data))
+
+
+def claimed_pixels(data):
+    """How many pixels the header of a JPEG, PNG or BMP claims, or 0.
+
+    A decoder takes memory for all of them, however few the file holds.
+    """
+    place, length, order = 0, 0, 'big'
+    if data[:8] == b'\x89PNG\r\n\x1a\n':
+        place, length = 16, 4
+    elif data[:2] == b'BM':
+        place, length, order = 18, 4, 'little'
+    elif data[:2] == JPEG:
+        frames = (start for kind, start in jpeg_segments(data) if kind in JPEG_FRAMES)
+        place, length = next(frames, len(data)) + 3, 2  # behind the length and the depth
+    sides = (data[place : place + length], data[place + length : place + 2 * length])
+    # A negative height of a BMP says that it is stored from top to bottom.
+    width, height = (int.from_bytes(side, order, signed=order == 'little') for side in sides)
+    return abs(width * height)
 
 
 def crowd_mask(crowds, height, width):
     """(H, W) uint8: 1 inside any of the crowd annotations, image frame.
 
-    Regions may be polygons or run lengths, compressed or not; without either the box counts.
+    Regions may be polygons or run lengths, compressed or not, as `read_annotations` has checked
+    them; without either the box counts.
     """
     mask = np.zeros((height, width), np.uint8)
     for crowd in crowds:
         region = crowd.get('segmentation')
-        if isinstance(region, dict):
+        if region and isinstance(region, dict):
             counts = region['counts']
-            rle = (
-                rle_mask.frPyObjects(region, height, width) if isinstance(counts, list) else region
-            )
-            mask |= rle_mask.decode(rle)
+            runs = unpack(counts) if isinstance(counts, str) else counts
+            values = np.arange(len(runs)) % 2 == 1
+            mask |= np.repeat(values, runs).reshape(width, height).T
         elif region:
             mask |= rle_mask.decode(rle_mask.merge(rle_mask.frPyObjects(region, height, width)))
         elif crowd.get('bbox'):
