@@ -216,13 +216,14 @@ def test_names_in_the_config_where_the_file_has_none(hands, work, tiny, call_scr
 def test_a_run_meets_annotations_of_other_joints(script, hands, make_coco, work, tiny, call_script):
     call_script('train.py', '-e', 'hands', '--set', *own(hands), *tiny)
     folder = work / 'exp' / 'hands'
-    before = {path: path.read_bytes() for path in folder.iterdir()}
+    before = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
     fives = rename(make_coco('fives', people=(1,), valid=(1,)), FIVE)
     done = call_script(script, '-c', 'hands', '--set', *own(fives))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     for words in (fives.annotations, ', '.join(FIVE), ', '.join(HANDS)):
         assert str(words) in done.stderr
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    after = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+    assert after == before
     mixed = [*hands.settings, f'data.valid_annotations={fives.annotations}']
     done = call_script('train.py', '-e', 'mixed', '--set', *mixed, *tiny)
     assert done.returncode == 2 and ', '.join(FIVE) in done.stderr

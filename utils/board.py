@@ -1,7 +1,5 @@
 """What TensorBoard shows of a run: losses by stack, learning rate, speed, AP, predictions."""
 
-from torch.utils.tensorboard import SummaryWriter
-
 
 class Board:
     """Writes the events of a run into a folder; after an error, as on a full disk, it begins anew.
@@ -17,6 +15,8 @@ class Board:
 
     def write(self, step, scalars=(), pictures=()):
         """Writes numbers and pictures (H, W, 3) uint8 RGB, by name. Raises OSError."""
+        from torch.utils.tensorboard import SummaryWriter  # looks at the disk when imported
+
         try:
             if self.writer is None:
                 self.writer = SummaryWriter(self.folder, purge_step=self.step or None)

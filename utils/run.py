@@ -8,9 +8,11 @@ import importlib.util
 import io
 import json
 import math
+import multiprocessing
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import zipfile
@@ -79,7 +81,6 @@ def exit_code(main, *errors):
     UserError and `errors` become one line on stderr and the exit code 2.
 
     All ranks raise a UserError alike, and rank 0 speaks for them; other errors are of one machine.
-    Once it returns, the error's frames are gone, which would keep a loader's workers waiting.
     """
     try:
         code = main() or 0
@@ -104,8 +105,18 @@ def exit_code(main, *errors):
             file=sys.stderr,
         )
         return 2
+    finally:
+        end_workers()
     dist.stop()
     return code
+
+
+def end_workers():
+    """Ends the processes that still load images: nobody waits for them any more."""
+    if hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else their death would be an error
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def load_task(name):
