@@ -126,8 +126,8 @@ class Training:
         self.optimizer.load_state_dict(own | {'state': {k: saved['state'][k] for k in example}})
         try:
             torch.set_rng_state(checkpoint['random']['cpu'])
-            if len(checkpoint['random']['cuda']) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(checkpoint['random']['cuda'])
+            if checkpoint['random']['cuda'] and torch.cuda.is_available():
+                torch.cuda.set_rng_state(checkpoint['random']['cuda'][0])
         except (RuntimeError, TypeError, AttributeError):
             raise UserError(f'{path} holds a random state that cannot be') from None
 
@@ -195,7 +195,8 @@ class Training:
         """Saves all that a resume needs to go on as if nothing had happened; whether it could."""
         if dist.rank() > 0:
             return True
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        # Of this rank's GPU alone: asking the others would take memory on each of them.
+        cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
         state = {
             'state_dict': self.task.network.state_dict(),
             'optimizer': self.optimizer.state_dict(),

@@ -102,7 +102,8 @@ class PoseNet(nn.Module):
     @contextlib.contextmanager
     def counting_once(self):
         """Within it BatchNorm normalises as in training, but does not count the images again."""
-        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        kinds = nn.BatchNorm2d, nn.SyncBatchNorm
+        norms = [module for module in self.modules() if isinstance(module, kinds)]
         kept = [(norm, dict(norm.named_buffers())) for norm in norms]
         for norm, buffers in kept:
             for name, buffer in buffers.items():
