@@ -41,9 +41,7 @@ class Board:
     def progress(self, step, sums, rate):
         """The losses since the last call, from their sums over the epoch, and the learning rate."""
         steps, losses = self.shown
-        if sums['steps'] <= steps:  # a new epoch, or nothing but skipped steps
-            steps, losses = 0, 0
-        if sums['steps'] > steps:
+        if sums['steps'] > steps:  # else all since then were skipped
             table = (sums['losses'] - losses) / (sums['steps'] - steps)
             scalars = self.losses(table, 'train') | {'training/learning rate': rate}
             self.shown = sums['steps'], sums['losses'].clone()
@@ -51,6 +49,7 @@ class Board:
 
     def epoch(self, metrics, valid, pictures):
         """An epoch's end: its metrics by name, validation losses (L, S), and pictures by name."""
+        self.shown = 0, 0
         scalars = self.losses(valid, 'validation') | {
             'training/images per second': metrics['images_per_second'],
             'training/share of time waiting for data': metrics['data_wait'],
