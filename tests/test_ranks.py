@@ -66,7 +66,7 @@ def test_two_ranks_and_two_passes_give_the_gradients_of_one(train):
 
 def test_two_ranks_and_two_machines_have_the_weights_of_one_after_20_steps(train, place):
     folder, settings = place
-    steps = ('train.epochs=4', 'train.train_iters=5', 'train.eval_epochs=2')
+    steps = ('train.epochs=4', 'train.train_iters=5', 'train.eval_epochs=4')
     one = train(common.PLAIN, 'one20', *steps)
     two = train(common.torchrun(), 'two20', *steps)
     endpoint = f'localhost:{common.free_port()}'
@@ -89,14 +89,13 @@ def test_two_ranks_and_two_machines_have_the_weights_of_one_after_20_steps(train
     for a, b in zip(*lines.values(), strict=True):
         for key in ('detection', 'push', 'pull', 'valid_objective', 'images'):
             assert a[key] == pytest.approx(b[key], rel=1e-4), key
-    assert 'AP' in lines['two20'][1]
+    assert 'AP' in lines['two20'][3]
     assert (folder / 'exp/two20/log').read_text().count('2 ranks on CPUs') == 1
 
 
-@pytest.mark.parametrize('batchsize', [1, 2])
-def test_two_ranks_write_the_detections_of_one(place, undisturbed, batchsize):
+def test_two_ranks_write_the_detections_of_one(place, undisturbed):
     folder, _ = place
-    settings = [f'test.batchsize={batchsize}', 'test.square=False', 'test.detection_val=0.02']
+    settings = ['test.batchsize=2', 'test.square=False', 'test.detection_val=0.02']
     found = []
     for launcher in (common.PLAIN, common.torchrun(), common.torchrun(ranks=3)):
         printed = common.run(launcher, 'test.py', '-c', 'whole', '--vis', 0, cwd=folder,
