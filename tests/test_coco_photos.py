@@ -28,7 +28,7 @@ def test_default_network_trains_and_evaluates_on_photos(photos, work, call_scrip
     metrics = json.loads((folder / 'metrics.jsonl').read_text())
     assert metrics['step'] == 2
     assert all(np.isfinite(metrics[name]) for name in ('detection', 'push', 'pull'))
-    for mode, limit in (('single', 4), ('multi', 1)):
+    for mode, limit in (('single', 2), ('multi', 1)):
         done = call_script('test.py', '-c', 'run', '-m', mode, '--limit', limit)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count('Average Precision') == 5

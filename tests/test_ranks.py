@@ -1,5 +1,6 @@
 """Several processes, gloo on CPUs: the same as one, stopped and continued, killed and restarted."""
 
+import copy
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from data.coco_pose import dp
+from models.posenet import PoseNet
 from tests.faults import common
 from utils import dist
 
@@ -56,12 +58,29 @@ def test_two_ranks_and_two_passes_give_the_gradients_of_one(train):
     for launcher, name, settings in (
         (common.torchrun(), 'two', []),
         (common.PLAIN, 'passes', ['train.accumulate=2']),
-        (common.PLAIN, 'again', ['train.checkpoint_stacks=True']),
     ):
         other = gradients(train(launcher, name, *ONCE, *settings))
         assert (one - other).norm() < 1e-6 * one.norm(), name
     wrong = gradients(train(common.PLAIN, 'half', *ONCE, 'train.batchsize=4'))
     assert (one - wrong).norm() > 1e-2 * one.norm()  # the comparison can fail
+
+
+@pytest.mark.parametrize('bn', [False, True])
+def test_computing_activations_twice_changes_neither_gradients_nor_statistics(bn):
+    torch.manual_seed(0)
+    kept = PoseNet(2, 16, 68, bn, 8)
+    twice = copy.deepcopy(kept)
+    twice.checkpoint_stacks = True
+    imgs, calls = torch.rand(2, 64, 64, 3), []
+    twice.outs[0].register_forward_hook(lambda *_: calls.append(1))
+    for network in (kept, twice):
+        network.train()
+        network(imgs).pow(2).mean().backward()
+    assert len(calls) == 2  # it does compute them twice
+    pairs = zip(kept.parameters(), twice.parameters(), strict=True)
+    assert all(torch.equal(a.grad, b.grad) for a, b in pairs)
+    buffers = list(zip(kept.buffers(), twice.buffers(), strict=True))
+    assert bool(buffers) == bn and all(torch.equal(a, b) for a, b in buffers)
 
 
 def test_two_ranks_and_two_machines_have_the_weights_of_one_after_20_steps(train, place):
