@@ -184,7 +184,7 @@ class Training:
         except OSError as error:
             self.unwritten.add(name)
             print(
-                f'warning: {self.run.folder}/{name} is not up to date ({error.strerror}): '
+                f'warning: {self.run.folder}/{name} is not up to date ({error.strerror or error}): '
                 'make room; the next save tries again', file=sys.stderr, flush=True,
             )  # fmt: skip
             return False

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import train
+from tests.faults.common import same
 from train import Training, learning_rate, open_run
 from utils.run import Run, UserError, read_checkpoint, write_atomically
 
@@ -43,17 +44,6 @@ def run_steps(training, count):
     training.save()
 
 
-def same_state(a, b):
-    """Whether two nested states are equal to the last bit."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same_state(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same_state, a, b))
-    return a == b
-
-
 def state_of(training):
     """Everything that training changes: parameters, buffers, optimizer, random state."""
     state = {
@@ -78,11 +68,11 @@ def test_ten_steps_equal_five_resume_and_five(start):
     a, b = (read_checkpoint(t.run.checkpoint()) for t in (whole, resumed))
     assert a['step'] == b['step'] == 10
     for key in ('state_dict', 'optimizer', 'random', 'samples'):
-        assert same_state(a[key], b[key]), key
+        assert same(a[key], b[key]), key
     fresh = start('other', *settings, 'train.seed=1')
     run_steps(fresh, 10)
     other = read_checkpoint(fresh.run.checkpoint())
-    assert not same_state(a['state_dict'], other['state_dict'])  # the comparison can fail
+    assert not same(a['state_dict'], other['state_dict'])  # the comparison can fail
 
 
 def test_validation_changes_nothing_and_computes_the_losses(start):
@@ -91,7 +81,7 @@ def test_validation_changes_nothing_and_computes_the_losses(start):
     before = state_of(training)
     first, second = training.validate(), training.validate()
     training.measure_ap()
-    assert same_state(before, state_of(training))
+    assert same(before, state_of(training))
     assert torch.equal(first, second)
     training.task.eval()
     batches = list(training.loaders['valid'])
@@ -99,7 +89,7 @@ def test_validation_changes_nothing_and_computes_the_losses(start):
         means = [training.losses_of(b)['detection'].mean().item() for b in batches]
     assert training.named(first)['detection'] == pytest.approx(np.mean(means))
     run_steps(training, 1)
-    assert not same_state(before, state_of(training))
+    assert not same(before, state_of(training))
 
 
 def test_rate_drops_at_its_step_with_and_without_resume(start):
