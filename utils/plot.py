@@ -14,7 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from utils.run import UserError, exit_code, find_run, write_atomically
 
@@ -103,11 +103,12 @@ def finish(axes, panel):
     axes.set_xlim(left=0)
     positive = [y for y in values if y > 0]
     if panel == 'AP':
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * max(positive, default=1))
     elif positive:
         axes.set_yscale('log')  # zeros, as of a tag loss with nobody to part, are not drawn
         axes.yaxis.set_major_formatter('{x:g}')
         within_a_decade = max(positive) < 10 * min(positive)
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5, 7)))  # their labels have room
         axes.yaxis.set_minor_formatter('{x:.2g}' if within_a_decade else NullFormatter())
 
 

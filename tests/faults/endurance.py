@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.faults import common
 
 SETTINGS = (
-    'train.train_iters=500', 'train.epochs=10', 'train.eval_epochs=5', 'train.num_workers=1',
+    'train.train_iters=500', 'train.epochs=10', 'train.eval_epochs=1', 'train.num_workers=1',
     'train.save_minutes=0.1',
 )  # fmt: skip
 
@@ -34,14 +34,15 @@ def run():
             if process.poll() is not None:
                 break
             done = len(log.read_text().splitlines()) if log.exists() else 0
-            if done > epochs:  # at the same point of every epoch: its end
+            if done > epochs:
                 epochs = done
-                seen.append(usage(process.pid))
+                time.sleep(1)  # when the memory of the epoch's evaluation has been given back
+                if process.poll() is None:
+                    seen.append(usage(process.pid))
             time.sleep(0.05)
         _, output = common.finish(process)
     if len(seen) < 9:
         return [('5,000 steps', 1, [f'too short to tell:\n{output}'])]
-    # An evaluation (epochs 5 and 10) may open what it needs, once.
     (first, handles, threads), (last, handles_last, threads_last) = seen[0], seen[8]
     if last > 1.02 * first:
         lost.append(f'resident memory grew from {first:.1f} to {last:.1f} MiB')
