@@ -27,7 +27,8 @@ def run(times=4, seed=0):
                 for line in process.stdout:
                     if 'CPU' in line:  # the last line before the first step
                         break
-                time.sleep(rng.uniform(0.3, 2.5))
+                # Longer and longer, for an evaluation that is stopped begins anew.
+                time.sleep(rng.uniform(0.3, 2) + stops)
                 os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does, with all workers
                 code, output = common.finish(process)
                 if code or 'SIGTERM: saved after step' not in output:
