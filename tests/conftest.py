@@ -16,7 +16,7 @@ from pycocotools import mask as rle_mask
 
 from data.coco_pose import ref
 from task import pose
-from utils.run import apply_settings
+from utils.run import apply_settings, end_workers
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120  # seconds for one test
@@ -54,6 +54,7 @@ def patience():
     signal.alarm(PATIENCE)
     yield
     signal.alarm(0)
+    end_workers()  # else the next test would wait for those that an error left behind
     # A training sets handlers of its own, which the processes of later tests would inherit.
     for number, handler in before.items():
         signal.signal(number, handler)
