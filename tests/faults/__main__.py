@@ -1,6 +1,6 @@
 """Tries what can go wrong in a long run, for real; prints what was tried, how often, what was lost.
 
-python -m tests.faults                     all of it, about 20 minutes on two cores
+python -m tests.faults                     all of it, about 12 minutes on two cores
 python -m tests.faults killed_save fuzz    some of it
 """
 
