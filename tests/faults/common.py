@@ -17,8 +17,8 @@ TORCHRUN = (sys.executable, '-m', 'torch.distributed.run')
 PLAIN = (sys.executable,)
 PATIENCE = 120  # seconds for one command
 # A network and a training as small as they get. The seed matters where one rank and two are held
-# against each other after some steps: Adam divides a gradient by its own size, so that one of nearly
-# 0 moves a weight by its rounding error, by up to 3e-5 in 20 steps with other seeds.
+# against each other after some steps: Adam divides a gradient by its own size, so that the rounding
+# error of one that is nearly 0 moves a weight, by up to 3e-5 in 20 steps with other seeds.
 TINY = (
     'model.nstack=2', 'model.inp_dim=8', 'model.oup_dim=34', 'model.increase=4',
     'model.stem=[4,8,8]', 'train.input_res=64', 'train.output_res=16', 'train.batchsize=8',
