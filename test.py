@@ -37,21 +37,13 @@ from data.photos import Results, list_files, open_pictures
 from task import pose
 from utils import dist
 from utils.affine import get_transform, invert, kpt_affine, warp
+from utils.checkpoint import load_network, read_checkpoint, write_atomically, write_json
+from utils.config import apply_settings, check_config, load_task
 from utils.device import choose_device, choose_precision
 from utils.draw import draw_heatmaps, draw_people, draw_tags
+from utils.errors import UserError, exit_code
 from utils.group import HeatmapParser, adjust
-from utils.run import (
-    Run,
-    UserError,
-    apply_settings,
-    check_config,
-    exit_code,
-    load_network,
-    load_task,
-    read_checkpoint,
-    write_atomically,
-    write_json,
-)
+from utils.run import Run
 
 STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
 DIVERGED = 10  # a heatmap, trained toward 1, that exceeds this is noise
@@ -408,7 +400,7 @@ def find_in_files(func, paths, out, scales, maps=False):
                             sheets = maps and pictures.rate is None
                             add_picture(results, picture, func, scales, sheets)
                             bar.update()
-                except ref.DataError as error:
+                except UserError as error:
                     problems.append(str(error))
                     bar.write(f'warning: {error}', file=sys.stderr)
                 bar.total = bar.n + len(files) - number
@@ -483,7 +475,7 @@ def evaluate(func, split, mode='single', scales=None, limit=0):
     """COCO AP of a Predictor on a split: figures by name, summary, COCOeval, and the detections.
 
     split: a ref.Split; limit: only its first photos, 0 for all. All ranks take part, rank 0 has the
-    result, and the others get nothing. Raises DataError.
+    result, and the others get nothing. Raises UserError.
     """
     ids = split.ids[:limit] if limit else split.ids
     detections = predict(func, split, ids, mode, scales)
@@ -608,4 +600,4 @@ def measure(func, split, run, args, settings):
 
 
 if __name__ == '__main__':
-    sys.exit(exit_code(main, ref.DataError))
+    sys.exit(exit_code(main))

@@ -26,21 +26,12 @@ from data.coco_pose import dp, ref
 from test import Predictor, aggregate, evaluate, group
 from utils import dist
 from utils.board import Board
+from utils.checkpoint import load_first_weights, load_network, read_checkpoint, unlike
+from utils.config import apply_settings, check_config, load_task
 from utils.device import choose_device, choose_precision
 from utils.draw import draw_prediction
-from utils.run import (
-    Run,
-    UserError,
-    apply_settings,
-    check_config,
-    exit_code,
-    find_run,
-    load_first_weights,
-    load_network,
-    load_task,
-    read_checkpoint,
-    unlike,
-)
+from utils.errors import UserError, exit_code
+from utils.run import Run, find_run
 from utils.stop import Interrupted, Stopper
 
 INPUTS = ('imgs', 'masks', 'keypoints', 'heatmaps')
@@ -65,7 +56,7 @@ class Training:
     """A run in progress on this rank: what a checkpoint holds, and how it moves on."""
 
     def __init__(self, run, config, checkpoint=None, launch=()):
-        """Builds everything before anything is written. Raises UserError and DataError."""
+        """Builds everything before anything is written. Raises UserError."""
         self.run, self.config, self.settings = run, config, config['train']
         check_shares(self.settings)
         self.device = choose_device()
@@ -603,4 +594,4 @@ def main():
 
 
 if __name__ == '__main__':
-    sys.exit(exit_code(main, ref.DataError))
+    sys.exit(exit_code(main))

@@ -21,8 +21,9 @@ import cv2
 import numpy as np
 
 from data.coco_pose import ref
+from utils.config import apply_settings, check_config, load_task
 from utils.draw import draw_people, joint_colour, label
-from utils.run import UserError, apply_settings, check_config, exit_code, load_task
+from utils.errors import UserError, exit_code
 
 SIDE = 480  # pixels of a picture
 ACROSS, DOWN = 2, 4  # samples on a sheet
@@ -90,7 +91,7 @@ def provider_of(config):
 
 
 def samples_of(config, count):
-    """The first `count` samples of a training, as dicts of arrays. Raises DataError."""
+    """The first `count` samples of a training, as dicts of arrays. Raises UserError."""
     config = copy.deepcopy(config)
     # Neither changes a sample; and a few are quicker without starting processes.
     config['train'].update(batchsize=1, num_workers=0)
@@ -142,4 +143,4 @@ def main():
 
 
 if __name__ == '__main__':
-    sys.exit(exit_code(main, ref.DataError))
+    sys.exit(exit_code(main))

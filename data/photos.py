@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from data.coco_pose import ref
+from utils.errors import UserError
 
 # What is taken from a folder, by the end of its name. The last photos are none that every OpenCV
 # can read, but whoever has them wants to hear of it.
@@ -54,7 +55,7 @@ def walk(folder):
 
 
 def open_pictures(file):
-    """A Photo or a Clip, by the end of the file's name. Raises DataError."""
+    """A Photo or a Clip, by the end of the file's name. Raises UserError."""
     return Clip(file) if Path(file).suffix.lower() in CLIPS else Photo(file)
 
 
@@ -73,7 +74,7 @@ class Photo:
 
 
 class Clip:
-    """A clip, of which one picture at a time is in memory. Raises DataError if it cannot be read.
+    """A clip, of which one picture at a time is in memory. Raises UserError if it cannot be read.
 
     rate: pictures a second. count: how many the file says it has, 0 if it does not say.
     """
@@ -83,13 +84,13 @@ class Clip:
         # OpenCV would take a name that is no file for an address, a camera or a pattern of names.
         self.capture = cv2.VideoCapture(str(file)) if Path(file).is_file() else None
         if self.capture is None or not self.capture.isOpened():
-            raise ref.DataError(f'clip {file} cannot be read: it is broken, cut short, or no clip')
+            raise UserError(f'clip {file} cannot be read: it is broken, cut short, or no clip')
         rate, count = (self.capture.get(p) for p in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
         self.rate = rate if 0 < rate <= 1000 else USUAL_RATE
         self.count = int(count) if 0 < count < math.inf else 0
 
     def __iter__(self):
-        """Its pictures (H, W, 3) uint8 RGB; at a premature end DataError, after the last."""
+        """Its pictures (H, W, 3) uint8 RGB; at a premature end UserError, after the last."""
         number = 0
         try:
             while True:
@@ -101,9 +102,9 @@ class Clip:
         finally:
             self.capture.release()
         if number == 0:
-            raise ref.DataError(f'clip {self.file} has no pictures that can be read')
+            raise UserError(f'clip {self.file} has no pictures that can be read')
         if number < 0.98 * self.count - 1:  # some formats tell their length in time alone
-            raise ref.DataError(
+            raise UserError(
                 f'clip {self.file} is cut short or broken: it tells of {self.count} pictures, of '
                 f'which the first {number} can be read'
             )

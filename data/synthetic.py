@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.coco_pose import dp, ref
+from utils.errors import UserError
 
 CACHE = Path('data/cache')
 VERSION = 2  # of the drawings: a change of it has the sets in the cache drawn anew
@@ -731,7 +732,7 @@ def make(folder, pictures=(2000, 200), size=256, people=(1, 4), seed=0, joints='
 def located(config):
     """The config with the paths of the data set of its `data.drawn`, which is made on first use.
 
-    Raises DataError where the folder holds something else.
+    Raises UserError where the folder holds something else.
     """
     drawn = config['data']['drawn']
     joints = drawn_joints(config)
@@ -744,17 +745,17 @@ def located(config):
     try:
         make(folder, **drawn)
     except FileExistsError as error:
-        raise ref.DataError(f'{error}; remove it, and it is drawn again') from None
+        raise UserError(f'{error}; remove it, and it is drawn again') from None
     train, valid = (str(folder / f'annotations/person_keypoints_{split}.json') for split in SPLITS)
     paths = {'images': str(folder / 'images'), 'annotations': train, 'valid_annotations': valid}
     return config | {'data': config['data'] | paths}
 
 
 def drawn_joints(config):
-    """The name of one of the SETS, `data.drawn.joints` of a config. Raises DataError."""
+    """The name of one of the SETS, `data.drawn.joints` of a config. Raises UserError."""
     joints = config['data']['drawn']['joints']
     if joints not in SETS:
-        raise ref.DataError(f'data.drawn.joints is {joints!r}: expected one of {", ".join(SETS)}')
+        raise UserError(f'data.drawn.joints is {joints!r}: expected one of {", ".join(SETS)}')
     return joints
 
 

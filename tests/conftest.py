@@ -16,7 +16,8 @@ from pycocotools import mask as rle_mask
 
 from data.coco_pose import ref
 from task import pose
-from utils.run import apply_settings, end_workers
+from utils.config import apply_settings
+from utils.errors import end_workers
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120  # seconds for one test

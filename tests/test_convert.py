@@ -12,8 +12,9 @@ import torch
 from models.posenet import PoseNet
 from task.pose import PoseTask, make_network
 from test import load, multiperson
+from utils.checkpoint import read_checkpoint
 from utils.convert import from_mmpose
-from utils.run import Run, read_checkpoint
+from utils.run import Run
 
 
 @pytest.fixture

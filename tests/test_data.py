@@ -12,7 +12,7 @@ import torch
 from data.coco_pose import ref
 from data.coco_pose.augment import colour, jittered, mirror, warp_sample
 from data.coco_pose.dp import Dataset, GenerateHeatmap, KeypointsRef, init
-from data.coco_pose.ref import DataError
+from data.coco_pose.ref import UserError
 from test import evaluate
 
 # Ranges of an augmentation that changes nothing.
@@ -516,7 +516,7 @@ def test_training_ends_where_no_photo_can_be_read(make_coco, configure):
     coco = make_coco(people=(1, 1))
     for image_id in coco.train_ids:
         coco.path(image_id).write_bytes(b'\xff\xd8')
-    with pytest.raises(DataError, match='no photo'):
+    with pytest.raises(UserError, match='no photo'):
         dataset(coco, configure)[0, 0]
 
 
@@ -532,7 +532,7 @@ def test_evaluation_refuses_a_truncated_photo(make_coco, configure, workers):
         return [torch.zeros(len(images), 1, 34, 16, 16)]
 
     func.config = config
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         evaluate(func, init(config)['valid_split'])
     assert str(path) in str(error.value) and '\n' not in str(error.value)
 
@@ -540,7 +540,7 @@ def test_evaluation_refuses_a_truncated_photo(make_coco, configure, workers):
 def test_a_photo_of_another_size_is_refused(make_coco, configure):
     coco = make_coco(people=(1,), valid=(1,))
     cv2.imwrite(str(coco.path(coco.valid_ids[0])), np.zeros((80, 99, 3), np.uint8))
-    with pytest.raises(DataError, match='99 x 80.*100 x 80'):
+    with pytest.raises(UserError, match='99 x 80.*100 x 80'):
         ref.read_photo(coco.path(coco.valid_ids[0]), {'height': 80, 'width': 100})
 
 

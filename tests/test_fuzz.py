@@ -15,7 +15,10 @@ from test_imports import ROOT, SOURCES
 
 from data.coco_pose import ref
 from task import pose
-from utils.run import Run, UserError, check_config, read_checkpoint
+from utils.checkpoint import read_checkpoint
+from utils.config import check_config
+from utils.errors import UserError
+from utils.run import Run
 
 FORBIDDEN = {
     *(
@@ -104,7 +107,7 @@ def test_photos_stay_in_their_folder(make_coco, name, found):
     if found:
         assert ref.read_annotations(coco.annotations)['images'][1]['file_name'] == found
         return
-    with pytest.raises(ref.DataError, match='entry 1 of images: expected a path inside'):
+    with pytest.raises(UserError, match='entry 1 of images: expected a path inside'):
         ref.read_annotations(coco.annotations)
 
 
@@ -131,7 +134,7 @@ def test_regions_that_cannot_be_drawn(make_coco, region):
     coco = make_coco(crowd='runs')
     coco.content['annotations'][-1]['segmentation'] = region
     coco.annotations.write_text(json.dumps(coco.content))
-    with pytest.raises(ref.DataError, match='entry .* of annotations: .*segmentation'):
+    with pytest.raises(UserError, match='entry .* of annotations: .*segmentation'):
         ref.read_annotations(coco.annotations)
 
 
@@ -155,7 +158,7 @@ def test_a_photo_that_claims_to_be_huge(tmp_path, suffix):
     assert data.count(struct.pack(size, *sides)) == 1
     path = tmp_path / f'photo{suffix}'
     path.write_bytes(data.replace(struct.pack(size, *sides), struct.pack(size, 30000, 30000)))
-    with pytest.raises(ref.DataError, match='photo.* claims 900,000,000 pixels'):
+    with pytest.raises(UserError, match='photo.* claims 900,000,000 pixels'):
         ref.read_photo(path)
 
 

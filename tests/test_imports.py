@@ -21,9 +21,7 @@ ALLOWED = {
     'task/loss.py': (),
     'task/': ('models', 'task'),
     'models/': ('models',),
-    'data/browse.py': ('data', 'utils'),  # a command: it draws what training sees
-    'data/coco_pose/pictures.py': ('data', 'utils.draw'),  # which knows nothing of data
-    'data/': ('data', 'utils.affine', 'utils.dist'),
+    'data/': ('data', 'utils'),
     'utils/benchmark.py': ('test', *ROOMS),  # a command, like train.py: it times all the others
     'utils/': ('utils',),
 }

@@ -17,7 +17,8 @@ from data import synthetic
 from data.coco_pose import dp, ref
 from data.coco_pose.pictures import keypoints_of
 from task import pose, quickstart
-from utils.run import apply_settings
+from utils.config import apply_settings
+from utils.errors import UserError
 
 FIVE, CROWDPOSE = (synthetic.SETS[name][0] for name in ('five', 'crowdpose'))
 HANDS = ('nose', 'left_wrist', 'right_wrist', 'left_ankle', 'right_ankle')
@@ -87,7 +88,7 @@ def test_mirror_pairs_by_names(names, flip):
 
 @pytest.mark.parametrize('names', [('left_hand', 'head'), ('left_hand', 'l_hand', 'right_hand')])
 def test_a_side_without_its_other(names):
-    with pytest.raises(ref.DataError, match=r'data\.flip_pairs'):
+    with pytest.raises(UserError, match=r'data\.flip_pairs'):
         ref.joints_of(settings_of(joints=names))
     joints = ref.joints_of(settings_of(joints=names, flip_pairs=[[0, 0]]))
     assert joints.flip == tuple(range(len(names)))

@@ -26,7 +26,8 @@ from data.photos import Clip, PictureFile, list_files
 from task import pose
 from utils import draw
 from utils.affine import kpt_affine
-from utils.run import Run, UserError
+from utils.errors import UserError
+from utils.run import Run
 
 NAMES, FLIP = ref.COCO.names, list(ref.COCO.flip)
 K = len(NAMES)

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from utils.errors import UserError
 from utils.plot import draw_curves, read_metrics
-from utils.run import Run, UserError
+from utils.run import Run
 
 
 def epoch(number, **figures):

@@ -18,7 +18,7 @@ import pytest
 from data import synthetic
 from task import pose
 from tests.faults import common
-from utils.run import flatten
+from utils.config import flatten
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()

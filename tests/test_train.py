@@ -15,7 +15,9 @@ import torch
 import train
 from tests.faults.common import same
 from train import Training, learning_rate, open_run
-from utils.run import Run, UserError, read_checkpoint, write_atomically
+from utils.checkpoint import read_checkpoint, write_atomically
+from utils.errors import UserError
+from utils.run import Run
 
 
 @pytest.fixture

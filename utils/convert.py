@@ -19,21 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.run import (
-    UserError,
-    apply_settings,
+from utils.checkpoint import (
     bare_names,
-    check_config,
     check_plain,
-    exit_code,
-    find_run,
     first_of,
-    flatten,
-    load_task,
     misfits,
     read_checkpoint,
     write_atomically,
 )
+from utils.config import apply_settings, check_config, flatten, load_task
+from utils.errors import UserError, exit_code
+from utils.run import find_run
 
 POSENET = 'models.posenet.PoseNet'  # the network whose sizes weights can tell
 FIRST, MMPOSE_FIRST = 'pre.0.conv.weight', 'backbone.stem.0.conv.weight'

@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from utils.run import UserError, exit_code, find_run, write_atomically
+from utils.checkpoint import write_atomically
+from utils.errors import UserError, exit_code
+from utils.run import find_run
 
 COLUMNS = 3
 PANEL = (4.4, 3.2)  # inches

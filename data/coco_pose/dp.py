@@ -11,6 +11,7 @@ import torch
 from data.coco_pose import ref
 from data.coco_pose.augment import centred, colour, jittered, mirror, warp_sample
 from utils import dist
+from utils.errors import UserError
 
 GRACE = 20  # seconds that a worker outlives a SIGTERM
 
@@ -116,7 +117,7 @@ class Dataset(torch.utils.data.Dataset):
         """One sample as a dict of arrays; `problem` says why another photo stands in for this one.
 
         imgs (input_res, input_res, 3) float32 RGB in [0, 1], masks (R, R), heatmaps (K, R, R),
-        keypoints (max_num_people, K, 2), image_id. Raises DataError if no photo can be read.
+        keypoints (max_num_people, K, 2), image_id. Raises UserError if no photo can be read.
         """
         turn, index = number
         problem = ''
@@ -124,11 +125,11 @@ class Dataset(torch.utils.data.Dataset):
             chosen = (index + other) % len(self)
             try:
                 photo = ref.read_photo(self.paths[chosen], self.records[chosen])
-            except ref.DataError as error:
+            except UserError as error:
                 problem = problem or str(error)
                 continue
             return self.sample(photo, chosen, turn) | {'problem': problem}
-        raise ref.DataError(f'no photo of this split can be read; the first: {problem}')
+        raise UserError(f'no photo of this split can be read; the first: {problem}')
 
     def sample(self, photo, index, turn):
         """The sample of photo number `index` in pass number `turn`."""
@@ -234,7 +235,7 @@ def with_joints(config, made_for=None):
 
 
 def open_valid(config):
-    """The validation split of a config (a ref.Split). Raises DataError."""
+    """The validation split of a config (a ref.Split). Raises UserError."""
     return ref.open_valid(config['data'])
 
 
@@ -243,7 +244,7 @@ def init(config, samples_done=0):
 
     Under torchrun each rank's loaders give its own share of every batch. Beside them 'valid_split',
     the ref.Split that evaluation uses whole. samples_done: training samples that earlier batches
-    have used, over all ranks. Raises DataError.
+    have used, over all ranks. Raises UserError.
     """
     settings = config['train']
     workers = worker_count(settings['num_workers'])

@@ -16,6 +16,8 @@ import numpy as np
 from pycocotools import mask as rle_mask
 from pycocotools.cocoeval import Params
 
+from utils.errors import UserError
+
 # Where COCO lies: edit these once, or pass `--set data.images=... data.annotations=...`.
 # IMAGES holds the folder train2014 or train2017, or the photos themselves. Paths are seen from the
 # working folder or, where it has nothing there, from the repository.
@@ -35,14 +37,6 @@ JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 MOST_PIXELS = 2**27  # of a photo: 134 million, which take up to a gigabyte while they are decoded
 # A path that stays in its folder, and that the system can have: neither absolute nor with '..'.
 INSIDE = re.compile(r'(?![/\\]|\w:|(.*[/\\])?\.\.([/\\]|$))[^\0\ud800-\udfff]+', re.DOTALL)
-
-
-class DataError(Exception):
-    """The data on disk are not what they should be; the message says what to do."""
-
-    def __str__(self):
-        # Raised in a DataLoader worker, it arrives with the worker's whole traceback in front.
-        return self.args[0].rsplit('DataError: ', 1)[-1].strip()
 
 
 def is_whole(value):
@@ -133,7 +127,7 @@ def names_of(settings):
 def joints_of(settings):
     """The Joints of a config's 'data', whose comments tell what an empty list means.
 
-    Reads no file. Raises DataError where the lists do not fit one another.
+    Reads no file. Raises UserError where the lists do not fit one another.
     """
     names = names_of(settings)
     K = len(names)
@@ -141,15 +135,15 @@ def joints_of(settings):
         settings.get(key) or [] for key in ('skeleton', 'flip_pairs', 'sigmas', 'joint_order')
     )
     if len(set(names)) < K:
-        raise DataError(f'data.joints are {", ".join(names)}: expected each name once')
+        raise UserError(f'data.joints are {", ".join(names)}: expected each name once')
     check_pairs('skeleton', skeleton, K)
     if sigmas and (len(sigmas) != K or not all(0 < sigma < np.inf for sigma in sigmas)):
-        raise DataError(
+        raise UserError(
             f'data.sigmas is {sigmas}: expected {K} numbers above 0, one for each of '
             f'{", ".join(names)}'
         )
     if order and sorted(order) != list(range(K)):
-        raise DataError(
+        raise UserError(
             f'data.joint_order is {order}: expected each of the joint numbers 0 to {K - 1} once'
         )
     known = dict(zip(COCO.names, COCO.sigmas, strict=True))
@@ -164,16 +158,16 @@ def joints_of(settings):
 
 
 def check_pairs(key, pairs, K):
-    """Raises DataError unless `pairs`, the config's data.<key>, are pairs out of K joints."""
+    """Raises UserError unless `pairs`, the config's data.<key>, are pairs out of K joints."""
     for pair in pairs:
         if len(pair) != 2 or not all(0 <= k < K for k in pair):
-            raise DataError(
+            raise UserError(
                 f'data.{key} has {list(pair)}: expected pairs of joint numbers from 0 to {K - 1}'
             )
 
 
 def flip_of(pairs, K):
-    """What each of K joints becomes in a mirrored photo, from data.flip_pairs. Raises DataError.
+    """What each of K joints becomes in a mirrored photo, from data.flip_pairs. Raises UserError.
 
     Joints in no pair stay what they are, and so does one that is paired with itself.
     """
@@ -182,7 +176,7 @@ def flip_of(pairs, K):
     paired = [k for pair in pairs for k in set(pair)]
     twice = sorted({k for k in paired if paired.count(k) > 1})
     if twice:
-        raise DataError(
+        raise UserError(
             f'data.flip_pairs has joint {twice[0]} more than once: expected each joint in one pair'
         )
     for a, b in pairs:
@@ -194,7 +188,7 @@ def flip_by_names(names):
     """What each joint becomes in a mirrored photo, from left and right in the names.
 
     Sides are words (left_wrist, Wrist-L, rWrist) or stuck to one (leftwrist, rwrist); the latter
-    count only where the other side is there. Raises DataError where a left has no right.
+    count only where the other side is there. Raises UserError where a left has no right.
     """
     keys = [side_words(name) for name in names]
     flip = []
@@ -203,7 +197,7 @@ def flip_by_names(names):
         matches = [m for m, other in enumerate(keys) if other == turned]
         if turned != key and len(matches) != 1:
             found = ', '.join(names[m] for m in matches) or 'none'
-            raise DataError(
+            raise UserError(
                 f'joint {names[k]}: expected one joint for its other side, found {found}; set '
                 'data.flip_pairs to the pairs that a mirrored photo swaps, such as [[1,2],[3,4]], '
                 f'or to [[{k},{k}]] where there are none'
@@ -246,13 +240,13 @@ def describe(joints):
 
 
 def named_category(content, file):
-    """The entry of a file's `categories` that names its joints, or None. Raises DataError.
+    """The entry of a file's `categories` that names its joints, or None. Raises UserError.
 
     Several that name the same joints are one kind, and the first stands for all of them.
     """
     categories = content.get('categories') or []
     if not isinstance(categories, list) or not all(isinstance(c, dict) for c in categories):
-        raise DataError(f'{file}: expected categories as a list of objects')
+        raise UserError(f'{file}: expected categories as a list of objects')
     named = [category for category in categories if category.get('keypoints')]
     for category in named:
         names = category['keypoints']
@@ -260,14 +254,14 @@ def named_category(content, file):
             isinstance(name, str) and name.isprintable() for name in names
         )
         if not texts or len(set(names)) < len(names) or not is_whole(category.get('id')):
-            raise DataError(
+            raise UserError(
                 f'{file}, category {category.get("name")}: expected a whole number as id, and '
                 f'keypoints as a list of different names, found {category.get("id")} and {names}'
             )
     kinds = {tuple(category['keypoints']): category.get('name') for category in named}
     if len(kinds) > 1:
         found = '; '.join(f'{name} ({", ".join(names)})' for names, name in kinds.items())
-        raise DataError(
+        raise UserError(
             f'{file} has {len(kinds)} kinds of joints, a network has one: {found}; keep the '
             'categories and annotations of one kind'
         )
@@ -275,13 +269,13 @@ def named_category(content, file):
 
 
 def skeleton_of(category, file):
-    """The limbs of a category, counted from 0: COCO's files count joints from 1. Or DataError."""
+    """The limbs of a category, counted from 0: COCO's files count joints from 1. Or UserError."""
     pairs = category.get('skeleton') or []
     numbers = range(1, len(category['keypoints']) + 1)
     for pair in pairs if isinstance(pairs, list) else [pairs]:
         good = isinstance(pair, list) and len(pair) == 2 and all(type(k) is int for k in pair)
         if not good or not all(k in numbers for k in pair):
-            raise DataError(
+            raise UserError(
                 f'{file}, category {category.get("name")}: its skeleton has {pair}, expected pairs '
                 f'of joint numbers from 1 to {len(numbers)}; mend it, or set data.skeleton'
             )
@@ -289,9 +283,9 @@ def skeleton_of(category, file):
 
 
 def check_names(names, category, file):
-    """Raises DataError where a category names other joints than the config does."""
+    """Raises UserError where a category names other joints than the config does."""
     if tuple(category['keypoints']) != names:
-        raise DataError(
+        raise UserError(
             f'{file} has the joints {", ".join(category["keypoints"])}; those of this config are '
             f'{", ".join(names)}: take annotations of the same joints, or train a new run on these'
         )
@@ -302,7 +296,7 @@ def fill_in(config, category, file, made_for=None):
 
     category: an entry of `categories` that names the joints, or None for the config's own. file:
     where it is from, for errors. made_for: how many joints model.oup_dim is for, where it is not
-    the config's own number. Raises DataError.
+    the config's own number. Raises UserError.
     """
     settings = dict(config['data'])
     made_for = made_for or len(names_of(settings))
@@ -313,8 +307,8 @@ def fill_in(config, category, file, made_for=None):
         settings['skeleton'] = settings['skeleton'] or skeleton_of(category, file)
     try:
         joints = joints_of(settings)
-    except DataError as error:
-        raise DataError(f'{file}: {error}') from None
+    except UserError as error:
+        raise UserError(f'{file}: {error}') from None
     pairs = [[k, m] for k, m in enumerate(joints.flip) if k < m]
     settings |= {
         'joints': list(joints.names),
@@ -341,7 +335,7 @@ def find_path(path):
 
 
 def read_file(file, labelled=True):
-    """The content of a COCO file. Raises DataError where it is missing or is none.
+    """The content of a COCO file. Raises UserError where it is missing or is none.
 
     labelled: whether it must have annotations; where it need not, none is an empty list.
     """
@@ -349,12 +343,12 @@ def read_file(file, labelled=True):
         with open(find_path(file)) as stream:
             content = json.load(stream)
     except OSError as error:
-        raise DataError(
+        raise UserError(
             f'no COCO annotations at {file} ({error.strerror}): edit ANNOTATIONS in '
             'data/coco_pose/ref.py, or pass --set data.annotations=... (person_keypoints_*.json)'
         ) from None
     except (ValueError, RecursionError) as error:  # broken JSON, or bytes that are no text
-        raise DataError(f'{file} is no JSON file ({error}): download it again') from None
+        raise UserError(f'{file} is no JSON file ({error}): download it again') from None
     if isinstance(content, dict) and not labelled:
         content.setdefault('annotations', [])
     lists = isinstance(content, dict) and all(
@@ -362,7 +356,7 @@ def read_file(file, labelled=True):
     )
     if not lists:
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise DataError(
+        raise UserError(
             f'{file} is no COCO file: expected lists of images and annotations, found {found}'
         )
     return content
@@ -373,7 +367,7 @@ def read_annotations(file, joints=COCO, labelled=True):
 
     Its annotations are those of people with these joints, and carry the id of the one category
     that is left; their own ids are counted anew, and so are their labelled joints. labelled: see
-    `read_file`. Raises DataError where the file is missing, is no JSON, lacks keypoints or names
+    `read_file`. Raises UserError where the file is missing, is no JSON, lacks keypoints or names
     other joints, and where a value that this project reads cannot be.
     """
     content, K = read_file(file, labelled), len(joints.names)
@@ -388,7 +382,7 @@ def read_annotations(file, joints=COCO, labelled=True):
         for number, entry in enumerate(content[kind]):
             problem = problem_of(entry, kind, K, others, records)
             if problem:
-                raise DataError(
+                raise UserError(
                     f'{file}, entry {number} of {kind}: {problem}; use a person_keypoints_*.json '
                     'file as COCO publishes it, or one whose categories name its joints'
                 )
@@ -514,7 +508,7 @@ def find_folder(images, file, records):
     """The folder that holds the photos of an annotation file: `images` itself or one in it.
 
     Both published layouts fit, train2014/COCO_train2014_*.jpg and train2017/*.jpg in `images`.
-    Raises DataError that lists the paths tried, or the photos that are not there.
+    Raises UserError that lists the paths tried, or the photos that are not there.
     """
     images, split = find_path(images), Path(file).stem.split('_')[-1]
     folders = [images / split, images]
@@ -524,7 +518,7 @@ def find_folder(images, file, records):
     else:
         example = records[0]['file_name'] if records else '*.jpg'
         tried = ', '.join(str(folder / example) for folder in folders)
-        raise DataError(
+        raise UserError(
             f'no photos of {file}: tried {tried}; edit IMAGES in data/coco_pose/ref.py, '
             'or pass --set data.images=... (beside --annotations: --images)'
         )
@@ -539,7 +533,7 @@ def find_folder(images, file, records):
         if os.path.basename(record['file_name']) not in listed[os.path.dirname(record['file_name'])]
     ]
     if missing:
-        raise DataError(
+        raise UserError(
             f'{len(missing)} of {len(records)} photos of {file} are missing in {folder}: '
             f'{", ".join(missing[:3])}{", ..." if len(missing) > 3 else ""}; download them again'
         )
@@ -586,7 +580,7 @@ def has_people(annotation):
 def open_valid(settings):
     """The validation split: the ids of data/coco_pose/valid_id, or all of `data.valid_annotations`.
 
-    `settings` is the config's 'data'. Raises DataError.
+    `settings` is the config's 'data'. Raises UserError.
     """
     file = settings['valid_annotations'] or settings['annotations'] or ANNOTATIONS
     joints = joints_of(settings)
@@ -594,29 +588,29 @@ def open_valid(settings):
 
 
 def open_file(file, images, joints):
-    """All photos of a COCO file, with labels or without, as a Split. Raises DataError.
+    """All photos of a COCO file, with labels or without, as a Split. Raises UserError.
 
     images: the folder where they lie. The image_info files that COCO publishes have no annotations.
     """
     content = read_annotations(file, joints, labelled=False)
     ids = [record['id'] for record in content['images']]
     if not ids:
-        raise DataError(f'{file} lists no images: choose another')
+        raise UserError(f'{file} lists no images: choose another')
     return select(content, file, images, ids, joints)
 
 
 def valid_of(settings, file, content, joints):
-    """The validation split within the content of its annotation file. Raises DataError."""
+    """The validation split within the content of its annotation file. Raises UserError."""
     known = [record['id'] for record in content['images']]
     if settings['valid_annotations']:
         if not known:
-            raise DataError(f'{file} lists no images: choose another data.valid_annotations')
+            raise UserError(f'{file} lists no images: choose another data.valid_annotations')
         images = settings['valid_images'] or settings['images']
         return select(content, file, images, known, joints)
     wanted = [int(line) for line in VALID_IDS.read_text().split()]
     ids = [image_id for image_id in wanted if image_id in set(known)]
     if not ids:
-        raise DataError(
+        raise UserError(
             f'none of the {len(wanted)} validation ids of {VALID_IDS.name} is in {file}: use the '
             'train2014 or train2017 file, or name a validation file with data.valid_annotations'
         )
@@ -624,7 +618,7 @@ def valid_of(settings, file, content, joints):
 
 
 def open_splits(settings):
-    """The training and the validation split, which never overlap. Raises DataError.
+    """The training and the validation split, which never overlap. Raises UserError.
 
     Training uses the images with labelled people that are not in the validation split. Only where
     the config names one and the same file for both are they both the whole file: that is how to
@@ -640,7 +634,7 @@ def open_splits(settings):
     with_people = {a['image_id'] for a in content['annotations'] if has_people(a)} - excluded
     ids = [record['id'] for record in content['images'] if record['id'] in with_people]
     if not ids:
-        raise DataError(
+        raise UserError(
             f'{file} leaves no image to train on: {len(content["images"])} images, of which '
             f'{len(excluded)} are for validation and the others have no labelled people'
         )
@@ -664,16 +658,16 @@ def read_photo(path, record=None, upright=False):
     record: the image's entry, whose width and height the photo must have where they are given.
     upright: turned as its EXIF tag says, and as viewers show it; otherwise the stored pixels, which
     are the frame of COCO's annotations.
-    Raises DataError that names the photo where it is missing, broken, cut short or too large.
+    Raises UserError that names the photo where it is missing, broken, cut short or too large.
     """
     advice = 'convert it to JPEG or PNG, or choose another' if upright else 'download it again'
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f'cannot read photo {path} ({error.strerror}): {advice}') from None
+        raise UserError(f'cannot read photo {path} ({error.strerror}): {advice}') from None
     pixels = claimed_pixels(data)
     if pixels > MOST_PIXELS:
-        raise DataError(
+        raise UserError(
             f'photo {path} claims {pixels:,} pixels: expected {MOST_PIXELS:,} at most; scale it '
             'down, or, if it is smaller, take it from its source again'
         )
@@ -686,11 +680,11 @@ def read_photo(path, record=None, upright=False):
             photo = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if photo is None:
         problem = 'is cut short' if cut_short else 'cannot be decoded'
-        raise DataError(f'photo {path} {problem} ({len(data)} bytes): {advice}')
+        raise UserError(f'photo {path} {problem} ({len(data)} bytes): {advice}')
     height, width = photo.shape[:2]
     expected = (record.get('height', height), record.get('width', width)) if record else None
     if expected and expected != (height, width):
-        raise DataError(
+        raise UserError(
             f'photo {path} is {width} x {height}, its annotation says {expected[1]} x '
             f'{expected[0]}: use the original photos'
         )

@@ -5,14 +5,14 @@ import math
 import zipfile
 from pathlib import Path
 
-from data.coco_pose import ref
+from utils.errors import UserError
 
 
 def write_submission(folder, name, split, detections):
     """Writes person_keypoints_<set>_<name>_results.json and a zip of it; returns both paths.
 
     <set> is the last part of the annotation file's name, as in image_info_test-dev2017.json.
-    split: a ref.Split. detections: a list as `test.predict` returns it. Raises DataError if COCO
+    split: a ref.Split. detections: a list as `test.predict` returns it. Raises UserError if COCO
     would not take what was written.
     """
     part = Path(split.file).stem.split('_')[-1]
@@ -24,7 +24,7 @@ def write_submission(folder, name, split, detections):
     ids, values = set(split.ids), 3 * len(split.joints.names)
     for number, entry in enumerate(json.loads(path.read_text())):
         if problem := problem_of(entry, ids, values):
-            raise ref.DataError(f'{path}, entry {number}: {problem}; COCO would not take it')
+            raise UserError(f'{path}, entry {number}: {problem}; COCO would not take it')
     return path, archive
 
 

@@ -54,7 +54,9 @@ import train
 from data.coco_pose import dp, ref
 from task import pose
 from utils import convert
-from utils.run import Run, UserError, apply_settings, flatten
+from utils.config import apply_settings, flatten
+from utils.errors import UserError
+from utils.run import Run
 
 SECONDS, BYTES = 10, 2 << 30  # that a case may take
 WORKERS = 2
@@ -292,7 +294,7 @@ def try_case(material, seed, number):
     try:
         damage, words, use = case(material, rng)
         use()
-    except (UserError, ref.DataError) as error:
+    except UserError as error:
         named = any(word in str(error) for word in words)
         return kind, damage, 'error' if named else 'unclear error', str(error)
     except AssertionError:

@@ -8,7 +8,8 @@ import time
 
 import torch
 
-from utils.run import Run, read_checkpoint
+from utils.checkpoint import read_checkpoint
+from utils.run import Run
 
 
 def save_for_ever(done):
