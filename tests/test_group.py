@@ -172,6 +172,15 @@ def test_tie_break_by_value():
     np.testing.assert_allclose(match(*peaks)[:, 2], [0.8, 0.2], rtol=1e-6)
 
 
+def test_tie_break_counts_the_joints_that_a_person_has():
+    """Also those of a newcomer that turned out to be the same person."""
+    joints = [0, 0, 1, 1, 1, 2, 2]  # the eye at 0.0 starts anew the person of the nose at 0.0
+    values, tags = [0.62, 0.55, 0.58, 0.4, 0.35, 0.5, 0.1], [2.0, 0.0, 2.1, 0.2, 0.0, 1.0, 1.0]
+    found = match(joints, values, tags, tie_break='value', tag_val=2.0)
+    wanted = [[0.62, 0.58, 0.5], [0.55, 0.35, 0.1]]  # means of 0.6 and 0.45 before the last
+    np.testing.assert_allclose(found[:, :3], wanted, rtol=1e-6)
+
+
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 def test_tags_that_are_not_finite_come_to_an_end(bad):
     people = scatter(np.random.default_rng(0), 4, 64, missing=0.0)
