@@ -20,12 +20,10 @@ import io
 import json
 import sys
 from itertools import zip_longest
-from math import gcd
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
@@ -36,18 +34,18 @@ from data.coco_pose.submission import write_submission
 from data.photos import Results, list_files, open_pictures
 from task import pose
 from utils import dist
-from utils.affine import get_transform, invert, kpt_affine, warp
+from utils.affine import kpt_affine, warp
 from utils.checkpoint import load_network, read_checkpoint, write_atomically, write_json
 from utils.config import apply_settings, check_config, load_task
-from utils.device import choose_device, choose_precision
+from utils.device import choose_device, choose_precision, one_thread
 from utils.draw import draw_heatmaps, draw_people, draw_tags
 from utils.errors import UserError, exit_code
-from utils.group import HeatmapParser, adjust
+from utils.group import HeatmapParser, refine
+from utils.multiscale import input_frames, merge, photo_maps
 from utils.run import Run
 
 STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
-DIVERGED = 10  # a heatmap, trained toward 1, that exceeds this is noise
-CACHED = 2**18  # values of maps that refine looks at together: about what a CPU's cache holds
+__all__ = ['aggregate', 'evaluate', 'load', 'merge', 'multiperson', 'refine']
 
 
 class Predictor:
@@ -112,100 +110,7 @@ def as_rgb(img):
     return np.repeat(img, 3, axis=2) if img.shape[2] == 1 else np.ascontiguousarray(img[..., :3])
 
 
-def input_frames(height, width, config, scales):
-    """For every scale the (rows, cols) of the network's input, and the (2, 3) matrix into it.
-
-    The whole photo lies centred in a square; with test.square off the black margins are trimmed,
-    by the same share at every scale so that the outputs still cover one another.
-    """
-    sides = [int(scale * config['train']['input_res'] + 63) // 64 for scale in scales]  # of 64 px
-    share = np.ones(2)
-    if not config['test']['square']:
-        steps = gcd(*sides)
-        share = np.ceil(np.array([height, width]) / max(height, width) * steps) / steps
-    frames = []
-    for side in sides:
-        res = np.round(64 * side * share).astype(int)
-        center, scale = (width / 2, height / 2), max(height, width) / 200
-        matrix = get_transform(center, scale, (64 * side, 64 * side))[:2]
-        matrix[:, 2] -= (64 * side - res[::-1]) / 2
-        frames.append(((int(res[0]), int(res[1])), matrix))
-    return frames
-
-
-def merge(preds, scales, num_parts, flip):
-    """Heatmaps and tags of one photo from the passes over all scales.
-
-    preds: per scale (D, C, H, W), the last stack's output for the photo and, with D = 2, for its
-    mirror image. Returns det (K, H, W), the mean over passes and scales, tag (K, H, W, D), the
-    passes at the scale nearest 1, both at the size of the first scale kept, and that scale's
-    number; or None if all have diverged.
-    """
-    kept = []
-    for i, pred in enumerate(preds):
-        maps = pred[:, : 2 * num_parts].unflatten(1, (2, num_parts))  # (D, 2, K, h, w)
-        if len(maps) == 2:
-            maps = torch.stack([maps[0], maps[1].flip(-1)[:, flip]])
-        det = maps[:, 0].sum(0)
-        if bool(det.max() <= DIVERGED):  # not a number is left out, too
-            kept.append((i, det, maps[:, 1]))
-    if not kept:
-        return None
-    first, det, _ = kept[0]
-    size = det.shape[1:]
-    for _, other, _ in kept[1:]:
-        det = det + resize(other[None], size)[0]
-    det = (det / (len(preds[0]) * len(kept))).clamp(max=1)
-    _, _, tag = min(kept, key=lambda one: abs(scales[one[0]] - 1))
-    return det, resize(tag, size).permute(1, 2, 3, 0), first
-
-
-def resize(maps, size):
-    """Maps (N, K, h, w) at another size, bilinear."""
-    return maps if maps.shape[2:] == size else F.interpolate(maps, size, mode='bilinear')
-
-
-def refine(det, tag, person):
-    """Fills in the joints that a person lacks, where heatmap and tag suit it best (paper, 3.1).
-
-    det (K, H, W), tag (K, H, W, D), person (K, 3 + D) or several (P, K, 3 + D) as grouping returns
-    them, x and y in the output frame. Returns them anew; a filled joint has its heatmap's value, at
-    least 1e-3. Only the maps of missing joints are looked at.
-    """
-    det, tag = torch.as_tensor(det), torch.as_tensor(tag)
-    K, H, W = det.shape
-    people = np.array(person, np.float32)
-    if people.ndim == 2:
-        return refine(det, tag, people[None])[0]
-    found = people[:, :, 2] > 0  # (P, K)
-    missing, owner = np.nonzero((~found & found.any(1)[:, None]).T)  # (M,) each, joint by joint
-    if len(owner) == 0:
-        return people
-    means = (people[:, :, 3:] * found[..., None]).sum(1) / found.sum(1).clip(1)[:, None]
-    means = torch.from_numpy(means[owner]).to(det)  # (M, D)
-    joints = torch.from_numpy(missing).to(det.device)
-    best, together = [], max(1, CACHED // (H * W))
-    for k, of_joint in enumerate(means.split(np.bincount(missing, minlength=K).tolist())):
-        for mean in of_joint.split(together):
-            distance = torch.zeros((len(mean), H, W), dtype=det.dtype, device=det.device)
-            for d, plane in enumerate(tag[k].unbind(-1)):
-                gap = plane - mean[:, d, None, None]
-                distance.addcmul_(gap, gap)
-            suits = det[k] - distance.sqrt_().round_()
-            best.append(suits.flatten(1).argmax(1))
-    best = torch.cat(best)
-    y, x = best // W, best % W
-    pixels = torch.stack([torch.zeros_like(joints), joints, y, x], 1)
-    # The original cuts the neighbour below off at row K - 1 instead of H - 1. It moves a filled
-    # joint by at most half an output pixel, and the published figures were measured with it.
-    points = adjust(pixels, det[None], last_row=min(K, H) - 1)
-    values = det[joints, y, x][:, None]
-    filled = torch.cat([points, values.clamp(min=1e-3), tag[joints, y, x]], 1)
-    # Where the heatmap is not positive nothing speaks for the joint, and it stays missing.
-    people[owner, missing] = torch.where(values > 0, filled, 0).float().cpu().numpy()
-    return people
-
-
+@one_thread()
 def group(det, tag, matrix, settings, joint_order=None):
     """People (P, K, 3 + D) in image pixels and scores (P,) from the maps of one photo.
 
@@ -223,38 +128,11 @@ def group(det, tag, matrix, settings, joint_order=None):
     return people, scores
 
 
-def maps_of(preds, frames, size, scales, config):
-    """Heatmaps, tags and transform of one photo from its network outputs, see `aggregate`.
-
-    size: the photo's (height, width).
-    """
-    joints = ref.joints_of(config['data'])
-    K = len(joints.names)
-    merged = merge(preds, scales, K, list(joints.flip))
-    if merged is None:
-        D, _, H, W = preds[0].shape
-        det, first = preds[0].new_zeros((K, H, W)), 0
-        tag = det[..., None].expand(-1, -1, -1, D)
-    else:
-        det, tag, first = merged
-    if config['test']['shuffle_tags']:
-        places = torch.randperm(tag.shape[1] * tag.shape[2], generator=torch.Generator())
-        tag = tag.flatten(1, 2)[:, places.to(tag.device)].view_as(tag)
-    (_, width), matrix = frames[first]
-    matrix = matrix * (det.shape[2] / width)  # into the output frame
-    if not config['test']['margins']:
-        left, top = np.floor(kpt_affine([0, 0], matrix)).astype(int)
-        right, bottom = np.ceil(kpt_affine([size[1], size[0]], matrix)).astype(int)
-        outside = torch.ones_like(det[0], dtype=torch.bool)
-        outside[max(top, 0) : bottom, max(left, 0) : right] = False
-        det = det.masked_fill(outside, -torch.inf)
-    return det, tag, invert(matrix)
-
-
 def find_people(preds, frames, size, scales, config):
-    """People and scores of one photo from its network outputs, see `maps_of` and `group`."""
-    order = ref.joints_of(config['data']).order
-    return group(*maps_of(preds, frames, size, scales, config), config['test'], order)
+    """People and scores of one photo from its network outputs, see `photo_maps` and `group`."""
+    joints, settings = ref.joints_of(config['data']), config['test']
+    maps = photo_maps(preds, frames, size, scales, joints, settings)
+    return group(*maps, settings, joints.order)
 
 
 def aggregate(img, func, scales):
@@ -275,7 +153,8 @@ def aggregate(img, func, scales):
         mirrored = [np.ascontiguousarray(photo[:, ::-1])] * config['test']['mirror']
         output = func([photo, *mirrored])[0]
         preds.append(torch.as_tensor(output)[:, -1])
-    return maps_of(preds, frames, img.shape[:2], scales, config)
+    joints = ref.joints_of(config['data'])
+    return photo_maps(preds, frames, img.shape[:2], scales, joints, config['test'])
 
 
 def config_of(func):

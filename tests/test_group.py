@@ -397,7 +397,8 @@ def test_a_diverged_scale_is_left_out(bad):
             torch.testing.assert_close(det, without[0])
             torch.testing.assert_close(tag, without[1])
             assert first == order.index(kept) if order[0] is kept else first == 1
-    assert test.merge([broken], [1.0], K, FLIP) is None
+    det, tag, first = test.merge([broken], [1.0], K, FLIP)
+    assert first == 0 and not det.any() and not tag.any() and det.shape == tag.shape[:3]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Where the network runs, and in which precision."""
 
+import contextlib
+
 import torch
 
 from utils import dist
@@ -32,3 +34,18 @@ def choose_precision(setting, device):
         reason = f'this CPU has {"" if fast else "no "}AVX512-BF16 or AMX'
     name = 'bf16' if fast else 'fp32'
     return types[name], f'{name}: {reason}'
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Within it PyTorch computes on one thread of the CPU, for many small operations in a row.
+
+    Two threads would wait for one another at the end of each: beside other busy processes that is
+    most of the time.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
