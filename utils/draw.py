@@ -10,6 +10,24 @@ PAPER = (235, 235, 235)  # of text on it
 TITLE = 24  # pixels, the height of a title
 
 
+def save_picture(path, picture, quality=95):
+    """Writes a picture (H, W, 3) uint8 RGB in the format that the path ends in.
+
+    quality: of a JPEG, up to 100. Raises OSError, whether the format, the folder or the disk is to
+    blame: OpenCV's own writer returns False, which is easily overlooked.
+    """
+    try:
+        encoded, data = cv2.imencode(
+            path.suffix, picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality]
+        )
+    except cv2.error:
+        encoded = False
+    if not encoded:
+        height, width = picture.shape[:2]
+        raise OSError(f'{path}: a picture of {width} x {height} cannot be stored in this format')
+    path.write_bytes(data)
+
+
 def person_colour(number):
     """A bright RGB colour; neighbours in number are far apart in hue."""
     hue = number * 0.618034 % 1  # the golden ratio never repeats and spreads evenly
