@@ -22,7 +22,7 @@ import numpy as np
 
 from data.coco_pose import ref
 from utils.config import apply_settings, check_config, load_task
-from utils.draw import draw_people, joint_colour, label
+from utils.draw import draw_people, joint_colour, label, save_picture
 from utils.errors import UserError, exit_code
 
 SIDE = 480  # pixels of a picture
@@ -129,17 +129,17 @@ def main():
     config = provider_of(config).with_joints(config)
     skeleton = ref.joints_of(config['data']).skeleton
     pairs = [draw_sample(sample, skeleton) for sample in samples_of(config, args.n)]
+    each = ACROSS * DOWN
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         for old in args.out.glob('sheet-*.jpg'):
             old.unlink()
+        for number, start in enumerate(range(0, len(pairs), each), 1):
+            path = args.out / f'sheet-{number:02d}.jpg'
+            save_picture(path, sheet(pairs[start : start + each]))
+            print(path)
     except OSError as error:
-        raise UserError(f'cannot write into {args.out} ({error.strerror})') from None
-    each = ACROSS * DOWN
-    for number, start in enumerate(range(0, len(pairs), each), 1):
-        path = args.out / f'sheet-{number:02d}.jpg'
-        cv2.imwrite(str(path), sheet(pairs[start : start + each])[..., ::-1])
-        print(path)
+        raise UserError(f'cannot write into {args.out} ({error.strerror or error})') from None
 
 
 if __name__ == '__main__':

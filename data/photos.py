@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from data.coco_pose import ref
+from utils.draw import save_picture
 from utils.errors import UserError
 
 # What is taken from a folder, by the end of its name. The last photos are none that every OpenCV
@@ -146,12 +147,6 @@ class PictureFile:
             written = cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FRAME_COUNT)
             if written != self.count:
                 raise OSError(f'{self.path} holds fewer pictures than were written: full disk?')
-
-
-def save_picture(path, picture):
-    """Writes a picture (H, W, 3) uint8 RGB, in the format of the path's end. Raises OSError."""
-    _, data = cv2.imencode(path.suffix, picture[..., ::-1])
-    path.write_bytes(data.tobytes())
 
 
 class Results:

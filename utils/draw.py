@@ -11,20 +11,17 @@ TITLE = 24  # pixels, the height of a title
 
 
 def save_picture(path, picture, quality=95):
-    """Writes a picture (H, W, 3) uint8 RGB in the format that the path ends in.
+    """Writes a picture (H, W, 3) uint8 RGB; quality: of a JPEG, up to 100. Raises OSError.
 
-    quality: of a JPEG, up to 100. Raises OSError, whether the format, the folder or the disk is to
-    blame: OpenCV's own writer returns False, which is easily overlooked.
+    OpenCV's own writer returns False, for example where the disk is full.
     """
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
     try:
-        encoded, data = cv2.imencode(
-            path.suffix, picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality]
-        )
+        encoded, data = cv2.imencode(path.suffix, picture[..., ::-1], options)
     except cv2.error:
         encoded = False
     if not encoded:
-        height, width = picture.shape[:2]
-        raise OSError(f'{path}: a picture of {width} x {height} cannot be stored in this format')
+        raise OSError(f'{path}: no picture of shape {picture.shape} can be stored in this format')
     path.write_bytes(data)
 
 
