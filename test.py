@@ -212,9 +212,8 @@ def group(det, tag, matrix, settings, joint_order=None):
     matrix: (2, 3), output frame to image frame. settings: the config's 'test'. joint_order: as
     HeatmapParser takes it.
     """
-    parser = HeatmapParser(
-        settings['detection_val'], settings['tag_val'], settings['max_num_people'], joint_order
-    )
+    keys = ('detection_val', 'tag_val', 'max_num_people', 'tie_break')
+    parser = HeatmapParser(**{key: settings[key] for key in keys}, joint_order=joint_order)
     people = parser.parse(det[None], tag[None])[0]
     scores = people[:, :, 2].mean(1)
     if settings['refine'] and len(people) > 0:

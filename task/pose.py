@@ -85,6 +85,9 @@ __config__ = {
         'detection_val': 0.1,  # heatmap value that a joint must exceed
         'tag_val': 1.0,  # distance of tags below which a joint joins a person
         'max_num_people': 30,  # joints of a type, and people, per image
+        # Who gets a peak where several people's tags are equally far once rounded: 'solver', whom
+        # munkres 1.1.4 chooses, as in the published figures, or 'value', whose joints are surest.
+        'tie_break': 'solver',
         'refine': True,  # fill in the joints that a person lacks
         'shuffle_tags': False,  # a control: tags in random places, so joints are grouped by chance
         'precision': 'auto',  # as in 'train'

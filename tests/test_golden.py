@@ -1,6 +1,7 @@
 """The figures of the original program, and the names and shapes of its weights."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -9,10 +10,13 @@ import torch
 
 from data.coco_pose.dp import GenerateHeatmap, KeypointsRef
 from models.posenet import PoseNet
+from task import pose
 from task.loss import AELoss, HeatmapLoss
 from test import load, multiperson, refine
 from utils.affine import get_transform, kpt_affine
 from utils.group import HeatmapParser
+
+THRESHOLDS = ('detection_val', 'tag_val', 'max_num_people', 'margins', 'mirror', 'tie_break')
 
 
 def shapes(network):
@@ -92,6 +96,45 @@ def test_grouping(golden, scene):
         refined = refine(det[0], tag[0], person)
         np.testing.assert_array_equal(refined[:, 2] > 0, wanted[:, 2] > 0)
         np.testing.assert_allclose(refined[:, :2], wanted[:, :2], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('scene', range(10))
+def test_grouping_of_a_trained_network(golden, scene):
+    """Its tags lie close together: most assignments have several of equal cost."""
+    figures = np.load(golden('trained/group.npz'))
+    assert int(figures['scenes']) == 10
+    people = HeatmapParser(detection_val=0.1).parse(
+        figures[f'det{scene}'][None], figures[f'tag{scene}'][None]
+    )[0]
+    np.testing.assert_allclose(people, figures[f'people{scene}'], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def trained(work, golden):
+    """A network trained on drawn people, at the published thresholds in float32."""
+    folder = work / 'exp' / 'trained'
+    folder.mkdir(parents=True)
+    shutil.copy(golden('trained/checkpoint.pth.tar'), folder)
+    saved = torch.load(folder / 'checkpoint.pth.tar', map_location='cpu', weights_only=True)
+    config = saved['config']
+    (folder / 'config.json').write_text(json.dumps(config))
+    published = [f'test.{key}={pose.__config__["test"][key]}' for key in THRESHOLDS]
+    return load('trained', settings=[*published, 'test.precision=fp32'])
+
+
+@pytest.mark.parametrize('mode', ['single', 'multi'])
+def test_people_of_a_trained_network(golden, trained, mode):
+    """All people of all pictures, to the last pair."""
+    figures = np.load(golden('trained/people.npz'))
+    scales = {'single': [1.0], 'multi': [2.0, 1.0, 0.5]}[mode]
+    assert len(figures['ids']) == 12
+    for number in figures['ids']:
+        photo = cv2.imread(str(golden(f'trained/{number}.jpg')), cv2.IMREAD_COLOR_RGB)
+        people, scores = multiperson(photo, trained, scales=scales)
+        wanted = figures[f'{mode}{number}']
+        assert people.shape == wanted.shape
+        np.testing.assert_allclose(people[..., :2], wanted[..., :2], rtol=0, atol=0.05)
+        np.testing.assert_allclose(scores, figures[f'{mode}_scores{number}'], rtol=0, atol=1e-3)
 
 
 @pytest.fixture

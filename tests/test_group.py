@@ -16,7 +16,8 @@ from data.coco_pose.dp import GenerateHeatmap
 from task import pose
 from test import multiperson, refine
 from utils.affine import kpt_affine
-from utils.group import COCO_ORDER, HeatmapParser, assign
+from utils.assignment import assign
+from utils.group import COCO_ORDER, HeatmapParser
 
 K = 17
 FLIP = list(ref.COCO.flip)
@@ -138,6 +139,55 @@ def test_beyond_30_people_only_newcomers_are_refused():
     seen = found[:, :, 2] > 0
     for mask, p in zip(seen, owners, strict=True):
         assert mask[2:].all() and mask[0] == (p < 20) and mask[1] == (p >= 20)
+
+
+def match(joints, values, tags, **options):
+    """Values (P, K) of the people that peaks make: of each its joint, value and one tag."""
+    joints, values, tags = (np.array(column) for column in (joints, values, tags))
+    points = np.zeros((len(joints), 2))
+    return HeatmapParser(**options).match(joints, points, values, tags[:, None], K)[:, :, 2]
+
+
+def test_peaks_are_written_in_falling_value():
+    """A newcomer with a person's own first tag takes its joint over, or loses it to the next."""
+    # Nose tags 0 and 0.9 are two people. Of the eyes at 0.2, 0 and 2, three peaks for two people,
+    # the first joins the person of tag 0; that of tag exactly 0 has nobody left: it is the same
+    # person by its first tag, and comes later.
+    values = match([0, 0, 1, 1, 1], [0.9, 0.8, 0.7, 0.6, 0.5], [0.0, 2.0, 0.2, 0.0, 2.1])
+    np.testing.assert_allclose(values[:, :2], [[0.9, 0.6], [0.8, 0.5]], rtol=1e-6)
+    values = match([0, 0, 1, 1, 1], [0.9, 0.8, 0.7, 0.6, 0.5], [0.0, 2.0, 0.0, 0.2, 2.1])
+    np.testing.assert_allclose(values[0, :2], [0.9, 0.7], rtol=1e-6)
+
+
+def test_tie_break_by_value():
+    """Of people equally far, the surer peak goes to the surer person."""
+    # Two noses and two eyes, all tags within 0.5: every cost of a row is the same.
+    peaks = [0, 0, 1, 1], [0.9, 0.3, 0.8, 0.2], [0.0, 0.3, 0.2, 0.1]
+    values = match(*peaks, tie_break='value')
+    np.testing.assert_allclose(values[:, :2], [[0.9, 0.8], [0.3, 0.2]], rtol=1e-6)
+    # The first person started with 0.3, but by its eye it is surer now than the second.
+    peaks = [0, 0, 1, 2, 2], [0.5, 0.4, 0.9, 0.8, 0.2], [0.0, 1.4, 1.4, 0.7, 0.7]
+    values = match(*peaks, tie_break='value')
+    np.testing.assert_allclose(values[:, 2], [0.2, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(match(*peaks)[:, 2], [0.8, 0.2], rtol=1e-6)
+
+
+def test_tie_break_counts_the_joints_that_a_person_has():
+    """Also those of a newcomer that turned out to be the same person."""
+    joints = [0, 0, 1, 1, 1, 2, 2]  # the eye at 0.0 starts anew the person of the nose at 0.0
+    values, tags = [0.62, 0.55, 0.58, 0.4, 0.35, 0.5, 0.1], [2.0, 0.0, 2.1, 0.2, 0.0, 1.0, 1.0]
+    found = match(joints, values, tags, tie_break='value', tag_val=2.0)
+    wanted = [[0.62, 0.58, 0.5], [0.55, 0.35, 0.1]]  # means of 0.6 and 0.45 before the last
+    np.testing.assert_allclose(found[:, :3], wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_tags_that_are_not_finite_come_to_an_end(bad):
+    people = scatter(np.random.default_rng(0), 4, 64, missing=0.0)
+    det, tag = draw(people, np.zeros((4, 1)), 64)
+    tag[::2] = bad
+    found = group_one(det, tag)
+    assert len(found) > 0 and np.isfinite(found).all()
 
 
 def test_peaks_must_exceed_the_threshold():

@@ -194,6 +194,10 @@ def check_config(config, num_parts=None):
             raise UserError(f'augmentation.{name} is {values}: expected the lower end first')
     for key in CODE:
         check_code(key, config[key])
+    if config['test']['tie_break'] not in ('solver', 'value'):
+        raise UserError(
+            f"test.tie_break is {config['test']['tie_break']!r}: expected 'solver' or 'value'"
+        )
     for section in ('train', 'test'):
         if config[section]['precision'] not in ('fp32', 'bf16', 'auto'):
             raise UserError(

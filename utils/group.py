@@ -3,10 +3,12 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from munkres import Munkres
+
+from utils.assignment import assign
 
 # The joints most often seen come first, so that a person starts from a reliable one.
 COCO_ORDER = (0, 1, 2, 3, 4, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16)
+NOBODY = 1e10  # the cost of a peak that no person is left for
 
 
 def adjust(pixels, det, last_row=None):
@@ -25,28 +27,29 @@ def adjust(pixels, det, last_row=None):
     return torch.stack([x, y], 1) + 0.5 + toward
 
 
-def assign(cost):
-    """The one-to-one pairing of rows with columns of the lowest total cost: rows, columns."""
-    cheapest = cost.argmin(1)
-    if len(np.unique(cheapest)) == len(cost):
-        # No two rows want the same column: nothing can be cheaper, and no solver is needed.
-        return np.arange(len(cost)), cheapest
-    return np.array(Munkres().compute(cost.tolist())).T
-
-
 class HeatmapParser:
     """Finds the peaks of every joint's heatmap and groups them by their tags.
 
     detection_val: the heatmap value that a peak must exceed. tag_val: the distance of tags below
     which a peak joins a person. max_num_people: peaks per joint, and people per image.
     joint_order: joints in the order of grouping; by default COCO's for 17 joints, else as numbered.
+    tie_break: who gets a peak whose distances to several people are equal once they are rounded:
+    'solver', whom munkres 1.1.4 chooses, or 'value', the people whose joints are surest so far.
     """
 
-    def __init__(self, detection_val=0.1, tag_val=1.0, max_num_people=30, joint_order=None):
+    def __init__(
+        self,
+        detection_val=0.1,
+        tag_val=1.0,
+        max_num_people=30,
+        joint_order=None,
+        tie_break='solver',
+    ):
         self.detection_val = detection_val
         self.tag_val = tag_val
         self.max_num_people = max_num_people
         self.joint_order = joint_order
+        self.tie_break = tie_break
 
     def peaks(self, det):
         """Pixels (N, 4) as (image, joint, y, x): 3 x 3 maxima over the threshold, best per joint.
@@ -74,41 +77,54 @@ class HeatmapParser:
         D = tags.shape[1]
         detections = np.concatenate([points, values[:, None], tags], 1).astype(np.float32)
         people = np.zeros((self.max_num_people, num_parts, 3 + D), np.float32)
-        tag_sum = np.zeros((self.max_num_people, D))
-        found = np.zeros((self.max_num_people, 1))
+        tag_sum = np.zeros((self.max_num_people, D))  # over a person's joints so far
+        count = np.zeros((self.max_num_people, 1))  # of these joints
         first_tag = np.zeros(self.max_num_people)
         P = 0
         order = self.joint_order
         if order is None:
             order = COCO_ORDER if num_parts == len(COCO_ORDER) else range(num_parts)
         for k in order:
-            candidates = detections[joints == k]
+            candidates = detections[joints == k]  # in falling value
             person_of = np.full(len(candidates), -1)
             if P > 0 and len(candidates) > 0:
-                means = tag_sum[:P] / found[:P]
-                gap = candidates[:, None, 3:] - means
-                distance = np.sqrt((gap**2).mean(2))  # (N_k, P)
-                # Rounding makes people of similar distance equal, so that the surer peak decides;
-                # the last term keeps equal costs, hence the answer, from hanging on the solver.
-                cost = 100 * distance.round() - candidates[:, 2:3] + 0.001 * distance**2
+                values = people[:P, :, 2]
+                mean_values = values.sum(1) / (values != 0).sum(1)
+                distance, cost = self.costs(candidates, tag_sum[:P] / count[:P], mean_values)
                 rows, columns = assign(cost)
-                joins = distance[rows, columns] < self.tag_val
+                joins = columns < P
+                joins[joins] = distance[rows[joins], columns[joins]] < self.tag_val
                 person_of[rows[joins]] = columns[joins]
-            joined = person_of >= 0
-            people[person_of[joined], k] = candidates[joined]
-            tag_sum[person_of[joined]] += candidates[joined, 3:]
-            found[person_of[joined]] += 1
-            for candidate in candidates[~joined]:
-                # Two newcomers that agree in their first tag to the last bit are one person, and
-                # the later counts: the original's rule, which its published figures carry.
-                same = np.flatnonzero(first_tag[:P] == candidate[3])
-                p = same[0] if len(same) > 0 else P
-                if p == self.max_num_people:
-                    continue
-                P = max(P, p + 1)
-                people[p, k], first_tag[p] = candidate, candidate[3]
-                tag_sum[p], found[p] = candidate[3:], 1
+            for candidate, p in zip(candidates, person_of.tolist(), strict=True):
+                if p >= 0:
+                    tag_sum[p] += candidate[3:]
+                    count[p] += 1
+                else:
+                    # Two newcomers that agree in their first tag to the last bit are one person,
+                    # and the later counts: the original's rule, which its published figures carry.
+                    same = np.flatnonzero(first_tag[:P] == candidate[3])
+                    p = same[0] if len(same) > 0 else P
+                    if p == self.max_num_people:
+                        continue
+                    P = max(P, p + 1)
+                    first_tag[p], tag_sum[p], count[p] = candidate[3], candidate[3:], 1
+                people[p, k] = candidate
         return people[:P]
+
+    def costs(self, candidates, mean_tags, mean_values):
+        """Distances (N, P) of N peaks to P people, and the costs of the assignment.
+
+        candidates (N, 3 + D); mean_tags (P, D) and mean_values (P,) over a person's joints so far.
+        Where there are more peaks than people, the costs have columns for nobody.
+        """
+        gap = candidates[:, None, 3:] - mean_tags  # float64, which decides ties as the original
+        distance = np.sqrt((gap**2).mean(2))
+        # Rounding makes people of similar distance equal, so that the surer peak decides.
+        cost = 100 * distance.round() - candidates[:, 2:3]
+        if self.tie_break == 'value':
+            cost -= 0.001 * candidates[:, 2:3] * mean_values
+        N, P = cost.shape
+        return distance, np.pad(cost, ((0, 0), (0, max(N - P, 0))), constant_values=NOBODY)
 
     def parse(self, det, tag, adjust_points=True):
         """People of every image: a list of B arrays (P, K, 3 + D) float32 of x, y, value, tags.
@@ -123,5 +139,6 @@ class HeatmapParser:
         points = adjust(pixels, det) if adjust_points else pixels[:, [3, 2]].float()
         columns = [pixels[:, :2].float(), points, det[index].float()[:, None], tag[index].float()]
         found = torch.cat(columns, 1).cpu().numpy()  # the only figures that leave the device
+        np.nan_to_num(found, copy=False)  # tags of a network that has diverged
         split = np.split(found, np.searchsorted(found[:, 0], np.arange(1, B)))
         return [self.match(f[:, 1], f[:, 2:4], f[:, 4], f[:, 5:], K) for f in split]
