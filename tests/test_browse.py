@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.browse import SIDE, decode, draw_sample, samples_of
+from data.browse import SIDE, decode, draw_sample, first_samples
 from data.coco_pose import dp, ref
 from utils.draw import person_colour, save_picture
 
@@ -71,7 +71,7 @@ def test_samples_are_those_of_the_training(make_coco, configure):
     data = make_coco(people=(1, 2, 3))
     config = configure(*data.settings, 'train.num_workers=0', 'train.batchsize=3')
     batch = next(iter(dp.init(config)['train']))
-    for b, sample in enumerate(samples_of(config, 3)):
+    for b, sample in enumerate(first_samples(config, 3)):
         assert set(sample) == set(batch)
         for name in ('imgs', 'masks', 'keypoints', 'heatmaps', 'image_id'):
             np.testing.assert_array_equal(sample[name], batch[name][b])
