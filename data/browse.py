@@ -1,4 +1,4 @@
-"""Sheets of training samples as the losses see them: look here first when a loss looks wrong.
+"""Sheets of training samples as the losses see them: look at these first when a loss looks wrong.
 
 python -m data.browse -t pose                             samples/sheet-01.jpg, ...
 python -m data.browse -t quickstart -n 32 --out look/     more of them, elsewhere
@@ -22,7 +22,7 @@ import numpy as np
 
 from data.coco_pose import ref
 from utils.config import apply_settings, check_config, load_task
-from utils.draw import draw_people, joint_colour, label
+from utils.draw import draw_people, joint_colour, label, save_picture
 from utils.errors import UserError, exit_code
 
 SIDE = 480  # pixels of a picture
@@ -85,17 +85,17 @@ def sheet(pairs):
     return canvas[:-GAP, :-GAP]
 
 
-def provider_of(config):
+def import_provider(config):
     """The module that a config names as its data provider."""
     return importlib.import_module(config['data_provider'])
 
 
-def samples_of(config, count):
+def first_samples(config, count):
     """The first `count` samples of a training, as dicts of arrays. Raises UserError."""
     config = copy.deepcopy(config)
-    # Neither changes a sample; and a few are quicker without starting processes.
+    # Neither changes a sample, and a few samples are ready sooner without other processes.
     config['train'].update(batchsize=1, num_workers=0)
-    loader = provider_of(config).init(config)['train']
+    loader = import_provider(config).init(config)['train']
     for _, batch in zip(range(count), loader, strict=False):
         if batch['problem'][0]:
             print(f'warning: {batch["problem"][0]}; another photo takes its place')
@@ -126,20 +126,20 @@ def main():
     task = load_task(args.task).__config__ | {'run': {'task': args.task}}
     config = apply_settings(task, args.set)
     check_config(config)
-    config = provider_of(config).with_joints(config)
+    config = import_provider(config).with_joints(config)
     skeleton = ref.joints_of(config['data']).skeleton
-    pairs = [draw_sample(sample, skeleton) for sample in samples_of(config, args.n)]
+    pairs = [draw_sample(sample, skeleton) for sample in first_samples(config, args.n)]
+    each = ACROSS * DOWN
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         for old in args.out.glob('sheet-*.jpg'):
             old.unlink()
+        for number, start in enumerate(range(0, len(pairs), each), 1):
+            path = args.out / f'sheet-{number:02d}.jpg'
+            save_picture(path, sheet(pairs[start : start + each]))
+            print(path)
     except OSError as error:
-        raise UserError(f'cannot write into {args.out} ({error.strerror})') from None
-    each = ACROSS * DOWN
-    for number, start in enumerate(range(0, len(pairs), each), 1):
-        path = args.out / f'sheet-{number:02d}.jpg'
-        cv2.imwrite(str(path), sheet(pairs[start : start + each])[..., ::-1])
-        print(path)
+        raise UserError(f'cannot write into {args.out} ({error.strerror or error})') from None
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """A user's own photos and clips: which files they are, their pictures one by one, and the results.
 
-All are upright, as viewers show them: the orientation that a phone notes beside the pixels is
+All are upright, as viewers show them: the orientation that a phone stores beside the pixels is
 applied to photos as well as to clips, so x and y are those of the picture that the user sees.
 """
 
@@ -14,20 +14,21 @@ import cv2
 import numpy as np
 
 from data.coco_pose import ref
+from utils.draw import save_picture
 from utils.errors import UserError
 
-# What is taken from a folder, by the end of its name. The last photos are none that every OpenCV
-# can read, but whoever has them wants to hear of it.
+# The files that are taken from a folder, by their suffix. Not every OpenCV can read the last few
+# kinds of photos, but users who have them want to know.
 PHOTOS = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.avif', '.heic', '.heif'}
 CLIPS = {'.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.wmv', '.3gp', '.gif'}
-USUAL_RATE = 25.0  # pictures a second, of a clip that does not tell
+USUAL_RATE = 25.0  # pictures per second, where a clip does not state its rate
 
 
 def list_files(paths, results=()):
     """The photos and clips at `paths`, files or folders with all that is in them, and problems.
 
-    A file that is named is taken whatever its name is, one in a folder by the end of its name; each
-    file comes once. What lies in the folders `results` is no input and never written over.
+    A file given by its own path is taken whatever its suffix is, one in a folder by its suffix;
+    each file comes once. What lies in the folders `results` is never an input.
     """
     results = {Path(folder).resolve() for folder in results}
     files, problems = {}, []
@@ -55,12 +56,12 @@ def walk(folder):
 
 
 def open_pictures(file):
-    """A Photo or a Clip, by the end of the file's name. Raises UserError."""
+    """A Photo or a Clip, by the suffix of the file. Raises UserError."""
     return Clip(file) if Path(file).suffix.lower() in CLIPS else Photo(file)
 
 
 class Photo:
-    """A photo as a clip of one picture. rate: None, for it has no pictures a second."""
+    """A photo as a clip of one picture; its rate is None."""
 
     rate = None
     count = 1
@@ -76,7 +77,7 @@ class Photo:
 class Clip:
     """A clip, of which one picture at a time is in memory. Raises UserError if it cannot be read.
 
-    rate: pictures a second. count: how many the file says it has, 0 if it does not say.
+    rate: pictures per second. count: how many the file claims to have, 0 if it does not say.
     """
 
     def __init__(self, file):
@@ -90,7 +91,7 @@ class Clip:
         self.count = int(count) if 0 < count < math.inf else 0
 
     def __iter__(self):
-        """Its pictures (H, W, 3) uint8 RGB; at a premature end UserError, after the last."""
+        """Its pictures (H, W, 3) uint8 RGB, followed by a UserError where the clip is cut short."""
         number = 0
         try:
             while True:
@@ -103,17 +104,17 @@ class Clip:
             self.capture.release()
         if number == 0:
             raise UserError(f'clip {self.file} has no pictures that can be read')
-        if number < 0.98 * self.count - 1:  # some formats tell their length in time alone
+        if number < 0.98 * self.count - 1:  # some formats store their length as a time alone
             raise UserError(
-                f'clip {self.file} is cut short or broken: it tells of {self.count} pictures, of '
+                f'clip {self.file} is cut short or broken: it claims {self.count} pictures, of '
                 f'which the first {number} can be read'
             )
 
 
 class PictureFile:
-    """What pictures are written to: a JPEG, or with a rate an mp4 of as many pictures a second.
+    """Where pictures are written: a JPEG, or with a rate an mp4 of so many pictures per second.
 
-    Raises OSError where the folder or the disk does not take it.
+    Raises OSError where it cannot be written.
     """
 
     def __init__(self, path, rate=None):
@@ -140,7 +141,7 @@ class PictureFile:
         self.writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
     def close(self):
-        """Ends the file. OpenCV does not tell of a full disk, so a clip is opened once again."""
+        """Ends the file. OpenCV does not report a full disk, so a clip is opened once more."""
         if self.writer is not None:
             self.writer.release()
             written = cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FRAME_COUNT)
@@ -148,14 +149,8 @@ class PictureFile:
                 raise OSError(f'{self.path} holds fewer pictures than were written: full disk?')
 
 
-def save_picture(path, picture):
-    """Writes a picture (H, W, 3) uint8 RGB, in the format of the path's end. Raises OSError."""
-    _, data = cv2.imencode(path.suffix, picture[..., ::-1])
-    path.write_bytes(data.tobytes())
-
-
 class Results:
-    """The folder of what was found: a picture for each file, and predictions.json as they come.
+    """The folder of the results: a picture for each file, and predictions.json as they come.
 
     predictions.json, whose open binary file is `stream`, is in the format of COCO; its annotations
     have a score, the third figure of a joint is its value, and `guessed` lists the joints (from 0)
@@ -176,8 +171,8 @@ class Results:
 
     @contextlib.contextmanager
     def begin(self, file, rate=None):
-        """For the time of adding a file's pictures; rate: those of a clip a second."""
-        self.name = self.name_of(file)
+        """Within it the pictures of a file are added; rate: of a clip, pictures per second."""
+        self.name = self.free_name(file)
         self.drawn = PictureFile(self.folder / (self.name + ('.mp4' if rate else '.jpg')), rate)
         image = {'file_name': Path(file).as_posix(), 'drawn': self.drawn.path.name}
         self.files.append({'image': image, 'first': self.images + 1, 'count': 0, 'rate': rate})
@@ -186,9 +181,11 @@ class Results:
         finally:
             self.drawn.close()
 
-    def name_of(self, file):
-        """The file's name without its end; with a number where another file has it, or as A and a
-        are one on some disks."""
+    def free_name(self, file):
+        """The file's name without its suffix, and with a number where another file has taken it.
+
+        A and a count as one name, as they do on some disks.
+        """
         stem, number = Path(file).stem, 1
         name = stem
         while name.lower() in self.names:
@@ -232,7 +229,7 @@ class Results:
 
 
 def outline(keypoints):
-    """What COCO's annotations tell of a person's joints beside them, from x, y, value of each."""
+    """What COCO's annotations hold beside a person's keypoints, from x, y, value of each joint."""
     joints = np.array(keypoints).reshape(-1, 3)
     points = joints[joints[:, 2] > 0, :2]
     corners = (points.min(0), points.max(0)) if len(points) > 0 else np.zeros((2, 2))

@@ -8,7 +8,7 @@ import torch
 
 import test
 from task import pose
-from utils import benchmark
+from tests import benchmark, references
 
 
 def test_samples(tmp_path):
@@ -20,7 +20,7 @@ def test_samples(tmp_path):
         sample = dataset[turn, 0]
         rng = np.random.default_rng((0, turn, 0))
         people = np.array(dataset.people[1], float)
-        image, mask, heatmaps = benchmark.plain_sample(split.path(1), people, config, rng)
+        image, mask, heatmaps = references.sample(split.path(1), people, config, rng)
         assert np.abs(image - sample['imgs']).mean() < 1e-3
         assert (mask == sample['masks']).mean() > 0.99 and 0 < mask.mean() < 1
         assert np.abs(heatmaps - sample['heatmaps']).max() < 0.012  # a window ends at 0.011
@@ -36,7 +36,8 @@ def test_tag_losses(people):
     keypoints = torch.zeros(2, 30, 17, 2, dtype=torch.int64)
     keypoints[:, :people, :, 0] = torch.randint(17 * 64, (2, people, 17), generator=rng)
     keypoints[:, :people, :, 1] = torch.randint(2, (2, people, 17), generator=rng)
-    ours, plain = benchmark.tag_loss(tags, keypoints), benchmark.plain_tag_loss(tags, keypoints)
+    ours = benchmark.tag_loss(tags, keypoints)
+    plain = benchmark.reference_tag_loss(tags, keypoints)
     assert float(ours) == pytest.approx(float(plain), rel=1e-12)
     assert (float(ours) > 0) == (people > 0)
 
@@ -48,11 +49,10 @@ def test_people(mode):
     frames = test.input_frames(512, 512, config, scales)
     preds = benchmark.drawn_outputs(benchmark.drawn_people(6), [res[0] for res, _ in frames])
     people, _ = test.find_people(preds, frames, (512, 512), scales, config)
-    plain = benchmark.plain_find_people(preds, scales, config['test'])
+    plain = references.find_people(preds, scales, config['test'])
     assert len(people) == len(plain) == 6
     R = 512 * max(scales) / 4
-    for person, joints in zip(people, plain, strict=True):
-        found = np.array([joints[k][:3] for k in range(17)])
+    for person, found in zip(people, plain, strict=True):
         # The reference leaves joints at their pixel: half a pixel and a quarter, in each direction.
         gap = np.abs(person[:, :2] * R / 512 - found[:, :2] - 0.5)
         assert gap.max() <= 0.26 and np.abs(person[:, 2] - found[:, 2]).max() < 1e-3

@@ -1,12 +1,14 @@
 """Sheets of training samples show what the losses get."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
-from data.browse import SIDE, decode, draw_sample, samples_of
+from data.browse import SIDE, decode, draw_sample, first_samples
 from data.coco_pose import dp, ref
-from utils.draw import person_colour
+from utils.draw import person_colour, save_picture
 
 K, R = len(ref.COCO.names), 32
 
@@ -69,7 +71,7 @@ def test_samples_are_those_of_the_training(make_coco, configure):
     data = make_coco(people=(1, 2, 3))
     config = configure(*data.settings, 'train.num_workers=0', 'train.batchsize=3')
     batch = next(iter(dp.init(config)['train']))
-    for b, sample in enumerate(samples_of(config, 3)):
+    for b, sample in enumerate(first_samples(config, 3)):
         assert set(sample) == set(batch)
         for name in ('imgs', 'masks', 'keypoints', 'heatmaps', 'image_id'):
             np.testing.assert_array_equal(sample[name], batch[name][b])
@@ -108,3 +110,33 @@ def test_what_cannot_be_browsed(call_script, make_coco, tiny, work):
         done = call_script('data/browse.py', *arguments)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
         assert words in done.stderr
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
+    """OpenCV's own writer returns False, or ends in an error of its own."""
+    picture = np.zeros((2, 3, 3), np.uint8)
+    picture[..., 0] = 200  # red
+    save_picture(tmp_path / 'a.png', picture)
+    assert (cv2.imread(str(tmp_path / 'a.png'))[..., ::-1] == picture).all()
+    for name, made in (
+        ('no/a.jpg', picture),
+        ('a.xyz', picture),
+        ('a', picture),
+        ('wide.jpg', np.zeros((1, 70000, 3), np.uint8)),
+        ('empty.jpg', picture[:0]),
+    ):
+        with pytest.raises(OSError, match=Path(name).name):
+            save_picture(tmp_path / name, made)
+    assert [path.name for path in tmp_path.iterdir()] == ['a.png']
+
+
+def test_a_full_disk_is_told_in_one_line(make_coco, tiny, call_script, work, monkeypatch):
+    def fail(path, data):
+        raise OSError(28, 'No space left on device', str(path))
+
+    monkeypatch.setattr(Path, 'write_bytes', fail)
+    data = make_coco()
+    done = call_script('data/browse.py', '-n', '1', '--set', *data.settings, *tiny)
+    assert done.returncode == 2
+    assert done.stderr == 'error: cannot write into samples (No space left on device)\n'
+    assert 'sheet' not in done.stdout

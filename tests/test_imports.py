@@ -1,4 +1,4 @@
-"""Who may import whom, style, and that importing costs nothing."""
+"""Who may import whom, how long the files may be, style, and that importing costs nothing."""
 
 import ast
 import os
@@ -14,7 +14,7 @@ SOURCES = ['train.py', 'test.py'] + sorted(
     path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob('*.py')
 )
 # What a file may import of this repository: the first entry that its name starts with holds.
-# Nothing imports train.py.
+# Nothing imports train.py or tests/, and there are no exceptions.
 ALLOWED = {
     'train.py': ('test', *ROOMS),
     'test.py': ROOMS,
@@ -22,9 +22,30 @@ ALLOWED = {
     'task/': ('models', 'task'),
     'models/': ('models',),
     'data/': ('data', 'utils'),
-    'utils/benchmark.py': ('test', *ROOMS),  # a command, like train.py: it times all the others
     'utils/': ('utils',),
 }
+# Lines of a Python file, and at most so many of some together: of the whole program, of what a
+# reader follows to understand it, and of each room.
+LONGEST = 400
+LENGTHS = [
+    (4900, 'train.py test.py data models task utils'),
+    (2300, 'train.py test.py task models data/coco_pose utils/group.py utils/affine.py'),
+    (380, 'train.py'),
+    (350, 'test.py'),
+    (320, 'task'),
+    (170, 'models'),
+    (240, 'data/coco_pose/ref.py'),
+    (250, 'data/coco_pose/annotations.py'),
+    (100, 'data/coco_pose/photo.py'),
+    (330, 'data/coco_pose/augment.py data/coco_pose/dp.py'),
+    (180, 'data/coco_pose/results.py'),
+    (400, 'data/photos.py data/browse.py'),
+    (650, 'data/synthetic.py data/drawing.py'),
+    (450, 'utils/errors.py utils/config.py utils/checkpoint.py utils/run.py'),
+    (500, 'utils/affine.py utils/group.py utils/device.py utils/dist.py utils/stop.py '
+          'utils/board.py'),
+    (700, 'utils/draw.py utils/plot.py utils/convert.py'),
+]  # fmt: skip
 # And of everybody else: any but for these, where a file is to be plain tensor operations.
 TORCH_ONLY = ('models/', 'task/')
 
@@ -48,7 +69,7 @@ def within(name, packages):
 @pytest.mark.parametrize('source', SOURCES)
 def test_imports_point_down(source):
     allowed = next(names for start, names in ALLOWED.items() if source.startswith(start))
-    own = {name for name in imports(source) if within(name, ('train', 'test', *ROOMS))}
+    own = {name for name in imports(source) if within(name, ('train', 'test', 'tests', *ROOMS))}
     assert {name for name in own if not within(name, allowed)} == set()
 
 
@@ -64,6 +85,23 @@ def test_the_table_is_read():
     assert {'test.evaluate', 'argparse', 'utils.run.Run'} <= imports('train.py')
     assert 'models.layers.Hourglass' in imports('models/posenet.py')
     assert len(SOURCES) > 15 and 'data/coco_pose/dp.py' in SOURCES
+
+
+def count_lines(*names):
+    """Lines of the Python files among SOURCES that are, or lie in, one of these."""
+    chosen = [s for s in SOURCES if any(s == name or s.startswith(f'{name}/') for name in names)]
+    assert chosen, f'there is none of {", ".join(names)}'
+    return sum(len((ROOT / source).read_text().splitlines()) for source in chosen)
+
+
+@pytest.mark.parametrize('source', SOURCES)
+def test_no_file_is_too_long(source):
+    assert count_lines(source) <= LONGEST
+
+
+@pytest.mark.parametrize('most, names', LENGTHS, ids=lambda value: str(value).replace('/', '.'))
+def test_rooms_keep_their_size(most, names):
+    assert count_lines(*names.split()) <= most
 
 
 @pytest.mark.parametrize('room', [*ROOMS, 'data/coco_pose'])

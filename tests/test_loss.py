@@ -1,39 +1,14 @@
 """The losses against slow loops written from their formulas, and at their edges."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 
 from task.loss import AELoss, HeatmapLoss
 from task.pose import PoseTask
+from tests import references
 
 K, R = 5, 8  # joints, and the side of the maps
-
-
-def slow_tag_losses(tags, keypoints):
-    """push and pull of one image: tags (K*R*R, D), keypoints (P, K, 2), one number at a time."""
-    people = []
-    for person in keypoints.tolist():
-        joints = [tags[index].tolist() for index, visible in person if visible]
-        if joints:
-            people.append(joints)
-    if not people:
-        return 0.0, 0.0
-    means = [[sum(column) / len(joints) for column in zip(*joints, strict=True)]
-             for joints in people]  # fmt: skip
-    pull = 0.0
-    for joints, mean in zip(people, means, strict=True):
-        squares = [sum((t - m) ** 2 for t, m in zip(tag, mean, strict=True)) for tag in joints]
-        pull += sum(squares) / len(squares)
-    pull /= len(people)
-    pairs = []
-    for p, mean in enumerate(means):
-        for other in means[:p]:
-            gap = sum((a - b) ** 2 for a, b in zip(mean, other, strict=True))
-            pairs.append(math.exp(-gap))
-    return (0.5 * sum(pairs) / len(pairs) if pairs else 0.0), pull
 
 
 def draw_keypoints(counts, rng, max_num_people=30):
@@ -63,8 +38,9 @@ def test_tag_losses_equal_a_slow_loop(shape):
     push, pull = AELoss()(tags, keypoints)
     assert push.shape == pull.shape == (len(counts),)
     for b in range(len(counts)):
-        wanted = slow_tag_losses(tags[b].reshape(K * R * R, -1), keypoints[b])
-        assert (push[b].item(), pull[b].item()) == pytest.approx(wanted, rel=1e-12)
+        wanted = references.tag_losses(tags[b].reshape(K * R * R, -1), keypoints[b])
+        for ours, slow in zip((push[b], pull[b]), wanted, strict=True):
+            assert ours.item() == pytest.approx(slow.item(), rel=1e-12)
     assert (push[2:] > 0).all() and (pull[1:] > 0).all()
 
 

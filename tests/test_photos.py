@@ -550,7 +550,7 @@ def test_a_chart_shows_each_tag_in_its_persons_colour():
      (-2300, 900, ['-2000', '-1000', '0'])],
 )  # fmt: skip
 def test_ticks_are_round(low, high, texts):
-    ticks = draw.ticks_of(low, high)
+    ticks = draw.axis_ticks(low, high)
     assert [text for _, text in ticks][: len(texts)] == texts
     assert all(low <= number <= high for number, _ in ticks) and 3 <= len(ticks) <= 9
 

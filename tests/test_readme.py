@@ -134,9 +134,8 @@ def test_the_table_of_keys_has_the_defaults_of_the_config():
 
 
 def test_errors_of_the_troubleshooting_table_are_the_programs():
-    sources = ''.join(
-        path.read_text() for path in sorted(ROOT.rglob('*.py')) if 'tests' not in path.parts
-    )
+    files = [path for path in sorted(ROOT.rglob('*.py')) if ROOT / 'tests' not in path.parents]
+    sources = ''.join(path.read_text() for path in files)
     # A message over several lines of source is one.
     sources = re.sub(r'[\'"]\s*\n\s*f?[\'"]', '', sources)
     messages = re.findall(r'^\| `(?:error|warning): (.*?)` \|', README, re.MULTILINE)

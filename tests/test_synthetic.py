@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,6 +13,10 @@ from pycocotools import mask as masks
 from pycocotools.coco import COCO
 
 from data import synthetic
+from data.outlines import run_lengths
+from task import quickstart
+from utils import dist
+from utils.config import apply_settings
 
 SPLITS = ('train2017', 'val2017')
 
@@ -179,7 +185,7 @@ def test_numbers_of_people_are_kept():
 def test_runs_are_what_pycocotools_counts():
     mask = np.random.default_rng(0).random((7, 9)) < 0.5
     for wanted in (mask, ~mask, np.ones((2, 3), bool), np.zeros((2, 3), bool)):
-        runs = synthetic._runs(wanted)
+        runs = run_lengths(wanted)
         decoded = masks.decode(masks.frPyObjects(runs, *wanted.shape))
         assert (decoded == wanted).all() and sum(runs['counts']) == wanted.size
 
@@ -217,3 +223,23 @@ def test_the_same_set_is_kept_and_another_one_is_refused(tmp_path, monkeypatch):
     assert folder.stat().st_ino == inode and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(FileExistsError):
         synthetic.make(folder, (2, 1), size=64, seed=1)
+
+
+def test_one_rank_of_a_machine_draws_and_the_others_wait_for_it(work, monkeypatch):
+    config = apply_settings(quickstart.__config__, ['data.drawn.pictures=[2,1]'])
+    waited = []
+
+    def wait(seconds):
+        """The set appears while rank 1 sleeps."""
+        waited.append(seconds)
+        with monkeypatch.context() as patch:
+            patch.setattr(dist, 'local_rank', lambda: 0)
+            synthetic.located(config)
+        monkeypatch.setattr(synthetic, 'draw_set', None)  # rank 1 would fail if it drew
+
+    monkeypatch.setattr(synthetic, 'time', SimpleNamespace(sleep=wait))
+    monkeypatch.setattr(dist, 'local_rank', lambda: 1)
+    data = synthetic.located(config)['data']
+    assert len(waited) == 1 and len(list(work.glob('data/cache/*/images/*/*.jpg'))) == 3
+    assert Path(data['valid_annotations']).is_file()
+    assert synthetic.located(config)['data'] == data and len(waited) == 1

@@ -31,7 +31,7 @@ from utils.config import apply_settings, check_config, flatten, load_task
 from utils.errors import UserError, exit_code
 from utils.run import find_run
 
-POSENET = 'models.posenet.PoseNet'  # the network whose sizes weights can tell
+POSENET = 'models.posenet.PoseNet'  # the network whose sizes follow from its weights
 FIRST, MMPOSE_FIRST = 'pre.0.conv.weight', 'backbone.stem.0.conv.weight'
 # What mmpose's names, below 'backbone.', are called here.
 MMPOSE_NAMES = {
@@ -95,8 +95,8 @@ def from_mmpose(state_dict, path):
     return fold_norms(weights, path)
 
 
-def sizes_of(weights, path):
-    """The arguments of PoseNet that the shapes of its weights tell; UserError if they tell none."""
+def network_sizes(weights, path):
+    """The arguments of PoseNet, from the shapes of its weights. Raises UserError."""
 
     def width(layer):
         """Output channels of a convolution, or None where there is none."""
@@ -136,10 +136,11 @@ def sizes_of(weights, path):
 
 
 def config_in(checkpoint, path):
-    """The config that a checkpoint of this program brings, or that of the task pose.
+    """The config that a checkpoint of this program carries, or that of the task pose.
 
-    A file from elsewhere names no code to run: of its config count the values that its task's
-    config has, too, each checked for its type; network and data provider are the task's own.
+    A file from elsewhere cannot name code to run: only those values of its config are used that
+    its task's config has as well, and their types are checked; the network and the data provider
+    are the task's own.
     """
     if 'config' not in checkpoint:
         return copy.deepcopy(load_task('pose').__config__) | {'run': {'task': 'pose'}}
@@ -163,11 +164,11 @@ def config_in(checkpoint, path):
     try:
         return apply_settings(config, settings) | {'run': {'task': task}}
     except UserError as error:
-        raise UserError(f'{path} has a config with a value that cannot be: {error}') from None
+        raise UserError(f'{path} has a config with an invalid value: {error}') from None
 
 
 def convert(path, run):
-    """Makes a run of the weights in a file; UserError that says what was found if it cannot."""
+    """Makes a run of the weights in a file. Raises a UserError that says what was found instead."""
     if run.folder.exists():
         raise UserError(f'{run.folder} is there already: choose another name')
     with torch.serialization.safe_globals(NUMPY_NUMBERS):
@@ -182,16 +183,16 @@ def convert(path, run):
     else:
         kind, weights = f'network of the task {config["run"]["task"]}', bare_names(state_dict)
     if config['network'] == POSENET:
-        config['model'] |= sizes_of(weights, path)
+        config['model'] |= network_sizes(weights, path)
     try:
         check_config(config)
     except UserError as error:
-        raise UserError(f'{path} has a config that cannot be: {error}') from None
+        raise UserError(f'{path} has an invalid config: {error}') from None
     with torch.device('meta'):  # only names and shapes: a file may claim any size
         network = load_task(config['run']['task']).make_network(config).network
     problem = misfits(network.state_dict(), weights)
     if problem:
-        raise UserError(f'{path} does not fit the network that its shapes tell: {problem}')
+        raise UserError(f'{path} does not fit the network that its shapes suggest: {problem}')
     config['run']['source'] = {'file': Path(path).name, 'sha256': sha256(path)}
     run.create(config)
     # Cloned: a view would be saved with the whole storage behind it.
@@ -208,7 +209,7 @@ def as_saved(value):
 
 
 def count_parameters(weights):
-    """How many numbers a network learns: all but BatchNorm's statistics."""
+    """The number of values that a network learns: all but BatchNorm's statistics."""
     return sum(v.numel() for k, v in weights.items() if not re.search(r'\.(running_|num_)', k))
 
 
@@ -218,10 +219,10 @@ def sha256(path):
         return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
-def figures_of(run, which):
-    """The AP and its kin that test.py measured with a checkpoint of the run: a dict by mode.
+def measured_figures(run, which):
+    """The results that test.py measured with a checkpoint of the run, as a dict by mode.
 
-    Empty if there are none, or if they are older than the checkpoint and thus of other weights.
+    Empty if there are none, or if they are older than the checkpoint, hence of other weights.
     """
     path = run.folder / 'results.json'
     if not path.is_file() or path.stat().st_mtime < run.checkpoint(which).stat().st_mtime:
@@ -243,7 +244,7 @@ def without_folders(setting):
 
 
 def publish(run, path, which):
-    """Writes the weights of a run with its config and figures, and nothing of its machine."""
+    """Writes the weights of a run with its config and results, and nothing about its machine."""
     if path.exists():
         raise UserError(f'{path} is there already: choose another name, or delete it')
     if not path.parent.is_dir():
@@ -254,11 +255,11 @@ def publish(run, path, which):
     task = config['run']['task']
     weights = bare_names(checkpoint['state_dict'])
     if config['network'] == POSENET:  # weights that came without a config have that of the task
-        config['model'] |= sizes_of(weights, source)
+        config['model'] |= network_sizes(weights, source)
     # Paths are of this machine; what else describes the data stays.
     own = load_task(task).__config__['data']
     data = {k: own.get(k, '') if isinstance(v, str) else v for k, v in config['data'].items()}
-    figures = figures_of(run, which)
+    figures = measured_figures(run, which)
     best = checkpoint.get('best', {}).get('AP', -1.0)
     content = {
         'state_dict': weights,

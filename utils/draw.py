@@ -10,6 +10,21 @@ PAPER = (235, 235, 235)  # of text on it
 TITLE = 24  # pixels, the height of a title
 
 
+def save_picture(path, picture, quality=95):
+    """Writes a picture (H, W, 3) uint8 RGB; quality: of a JPEG, up to 100. Raises OSError.
+
+    OpenCV's own writer returns False, for example where the disk is full.
+    """
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    try:
+        encoded, data = cv2.imencode(path.suffix, picture[..., ::-1], options)
+    except cv2.error:
+        encoded = False
+    if not encoded:
+        raise OSError(f'{path}: no picture of shape {picture.shape} can be stored in this format')
+    path.write_bytes(data)
+
+
 def person_colour(number):
     """A bright RGB colour; neighbours in number are far apart in hue."""
     hue = number * 0.618034 % 1  # the golden ratio never repeats and spreads evenly
@@ -94,8 +109,8 @@ def draw_tags(photo, tag, people, names, skeleton, matrix=None, side=300):
     """A sheet that shows how joints are grouped (the paper's figure 4): (H, W, 3) uint8 RGB.
 
     Above, the photo with its people, and for each pass of the network a chart of the tag of every
-    joint, in the colour of the person that it went to. Below, the tags of the first pass in the
-    colours of the bar under its chart, with the joints found.
+    joint, in the colour of the person that it was assigned to. Below, the tags of the first pass in
+    the colours of the bar under its chart, with the joints found.
     photo, names, matrix, side: as `draw_heatmaps` takes them. tag (K, h, w, D), people
     (P, K, 3 + D) as `multiperson` returns them, skeleton: pairs of joints.
     """
@@ -103,7 +118,7 @@ def draw_tags(photo, tag, people, names, skeleton, matrix=None, side=300):
     found = people[..., 2] > 0  # (P, K)
     view = fitted(draw_people(photo, people, skeleton), 640)
     titles = ['tag of the photo', 'tag of its mirror image'][:D]
-    ends = [ends_of(people[..., 3 + d][found], tag[..., d]) for d in range(D)]
+    ends = [tag_range(people[..., 3 + d][found], tag[..., d]) for d in range(D)]
     charts = [
         draw_chart(people[..., 2], people[..., 3 + d], names, ends[d], titles[d], (640, 520))
         for d in range(D)
@@ -124,42 +139,42 @@ def draw_tags(photo, tag, people, names, skeleton, matrix=None, side=300):
 def draw_chart(values, tags, names, ends, title, size):
     """A chart (rows, columns of `size`, 3) of tags: one row per joint, a dot for each found.
 
-    values, tags (P, K); ends: the lowest and the highest tag on the axis, under which a bar tells
-    the colours of the maps. A line in a person's colour stands at the mean of its tags.
+    values, tags (P, K); ends: the lowest and the highest tag on the axis, under which a bar shows
+    the colours of the maps. A line in a person's colour marks the mean of its tags.
     """
     height, width = size
     left, right, top, bottom = 130, width - 20, TITLE + 8, height - 56
     chart = np.full((height, width, 3), GROUND, np.uint8)
     write(chart, title, (left, TITLE - 7))
     low, high = ends
-    x_of = lambda tag: round(left + (tag - low) / (high - low) * (right - left))  # noqa: E731
-    y_of = lambda k: round(top + (k + 0.5) / len(names) * (bottom - top))  # noqa: E731
+    column = lambda tag: round(left + (tag - low) / (high - low) * (right - left))  # noqa: E731
+    row = lambda k: round(top + (k + 0.5) / len(names) * (bottom - top))  # noqa: E731
     for k, name in enumerate(names):
-        cv2.line(chart, (left, y_of(k)), (right, y_of(k)), (60, 60, 60), 1)
-        write(chart, name, (8, y_of(k) + 5), left - 16)
-    for tick, text in ticks_of(low, high):
-        cv2.line(chart, (x_of(tick), top), (x_of(tick), bottom + 5), (60, 60, 60), 1)
-        write(chart, text, (x_of(tick) - 4 * len(text), bottom + 20))
+        cv2.line(chart, (left, row(k)), (right, row(k)), (60, 60, 60), 1)
+        write(chart, name, (8, row(k) + 5), left - 16)
+    for tick, text in axis_ticks(low, high):
+        cv2.line(chart, (column(tick), top), (column(tick), bottom + 5), (60, 60, 60), 1)
+        write(chart, text, (column(tick) - 4 * len(text), bottom + 20))
     bar = coloured(np.linspace(0, 1, right - left)[None].repeat(12, 0), 0, 1)
     chart[height - 24 : height - 12, left:right] = bar
     for number in range(len(values)):
         found = values[number] > 0
         if found.any():
-            x = x_of(tags[number][found].mean())
+            x = column(tags[number][found].mean())
             cv2.line(chart, (x, top), (x, bottom), person_colour(number), 1)
     for number, k in np.argwhere(values > 0):
-        draw_dot(chart, (x_of(tags[number, k]), y_of(k)), person_colour(number), 5)
+        draw_dot(chart, (column(tags[number, k]), row(k)), person_colour(number), 5)
     return chart
 
 
-def ends_of(found, tags):
+def tag_range(found, tags):
     """The lowest and the highest tag to show: those found with some room, or those of the map."""
     low, high = (found.min(), found.max()) if len(found) > 0 else np.quantile(tags, (0.01, 0.99))
     room = max(0.08 * (high - low), 0.5 - (high - low) / 2, 1e-6 * abs(high))
     return float(low - room), float(high + room)
 
 
-def ticks_of(low, high):
+def axis_ticks(low, high):
     """About six round numbers between two ends, each with its text."""
     rough = (high - low) / 6
     unit = 10.0 ** np.floor(np.log10(rough))
@@ -194,7 +209,7 @@ def coloured(plane, low, high, colours=cv2.COLORMAP_INFERNO):
 
 
 def fitted(picture, side):
-    """A picture so enlarged or made smaller that its longer side is `side` pixels."""
+    """A picture resized so that its longer side is `side` pixels."""
     height, width = picture.shape[:2]
     size = [max(1, round(side * edge / max(height, width))) for edge in (width, height)]
     way = cv2.INTER_AREA if side < max(height, width) else cv2.INTER_CUBIC
@@ -217,7 +232,7 @@ def write(canvas, text, corner, room=None):
 
 
 def titled(picture, title, least=150):
-    """A picture under its title, on a ground at least so many pixels wide."""
+    """A picture under its title, on a ground at least `least` pixels wide."""
     height, width = picture.shape[:2]
     ground = np.full((TITLE + height, max(width, least), 3), GROUND, np.uint8)
     ground[TITLE:, :width] = picture

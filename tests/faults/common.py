@@ -1,6 +1,9 @@
 """What the faults share: a drawn data set, a training of seconds, commands, and comparisons."""
 
+import contextlib
+import io
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -74,9 +77,35 @@ def end(process):
     return process.communicate()[0]
 
 
+def run_here(script, *args, cwd, settings=()):
+    """Runs a command in this process, which has imported everything: its exit code and output."""
+    output, place, argv, threads = io.StringIO(), os.getcwd(), sys.argv, torch.get_num_threads()
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
+    chosen = ['--set', *settings] if settings else []
+    code = 0
+    try:
+        os.chdir(cwd)
+        torch.set_num_threads(1)  # as `start` has it
+        sys.argv = [str(ROOT / script), *map(str, args), *chosen]
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            runpy.run_path(sys.argv[0], run_name='__main__')
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        os.chdir(place)
+        sys.argv = argv
+        torch.set_num_threads(threads)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return code, output.getvalue()
+
+
 def run(launcher, script, *args, cwd, settings=()):
     """Runs a command that is to succeed; returns what it printed."""
-    code, output = finish(start(launcher, script, *args, cwd=cwd, settings=settings))
+    if launcher == PLAIN:  # needs no process of its own
+        code, output = run_here(script, *args, cwd=cwd, settings=settings)
+    else:
+        code, output = finish(start(launcher, script, *args, cwd=cwd, settings=settings))
     if code:
         raise RuntimeError(f'exit code {code}: {script} {args}\n{output}')
     return output

@@ -1,13 +1,13 @@
 """How fast this machine runs every part of the program, each beside a plain reference.
 
-python -m utils.benchmark                   one table
-python -m utils.benchmark --json out.json   the same figures for machines
-python -m utils.benchmark --device cuda     the network and what follows it on a GPU
-python -m utils.benchmark --quick           without the default network, which takes minutes
+python -m tests.benchmark                   one table
+python -m tests.benchmark --json out.json   the same figures for machines
+python -m tests.benchmark --device cuda     the network and what follows it on a GPU
+python -m tests.benchmark --quick           without the default network, which takes minutes
 
 Figures are medians; part and reference take turns in one run, so that their ratio holds on a
-machine that is busy with other things. The reference does what the method says one image, joint
-and person at a time.
+machine that is busy with other things. The references, those of the tests as well, do what the
+method says one image, joint and person at a time.
 """
 
 import argparse
@@ -26,15 +26,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from munkres import Munkres
 
 import test
-from data.coco_pose import augment, dp, ref
+from data.coco_pose import dp, ref
 from task import pose
 from task.loss import AELoss
-from utils.affine import get_transform, kpt_affine
+from tests import references
 from utils.device import choose_device, choose_precision
-from utils.group import COCO_ORDER
 
 GFLOP_512 = 444  # of one forward pass of the default network over one 512 x 512 photo
 K = len(ref.COCO.names)
@@ -132,121 +130,6 @@ def photo_split(folder):
     return ref.Split('', Path(folder), [1], {1: record}, annotations)
 
 
-# References: the method, one thing at a time ------------------------------------------------------
-
-
-def plain_sample(path, people, config, rng):
-    """A training sample: read, warp, mask, mirror, targets, colour, as passes over whole arrays.
-
-    Returns image (input_res, input_res, 3), mask (R, R) and heatmaps (K, R, R).
-    """
-    settings, ranges = config['train'], config['augmentation']
-    photo = cv2.imread(str(path))[:, :, ::-1]
-    height, width = photo.shape[:2]
-    geometry = augment.jittered(height, width, ranges, rng)
-    matrices = [
-        get_transform(geometry[0], geometry[1], (res, res), geometry[2])[:2]
-        for res in (settings['input_res'], settings['output_res'])
-    ]
-    R = settings['output_res']
-    image = cv2.warpAffine(photo, matrices[0], (settings['input_res'],) * 2).astype(float) / 255
-    mask = np.ones((height, width))
-    mask[:, :20] = 0
-    mask = cv2.warpAffine((mask * 255).astype(np.uint8), matrices[1], (R, R)) / 255 > 0.5
-    people = people.copy()
-    people[..., :2] = kpt_affine(people[..., :2], matrices[1])
-    if rng.random() < ranges['mirror']:
-        image, mask, people = image[:, ::-1], mask[:, ::-1], people[:, list(ref.COCO.flip)]
-        people[..., 0] = R - people[..., 0]
-    sigma = R / 64
-    rows, cols = np.mgrid[:R, :R]
-    heatmaps = np.zeros((K, R, R))
-    for person in people:
-        for k, (x, y, v) in enumerate(person):
-            x, y = int(x), int(y)
-            if v > 0 and 0 <= x < R and 0 <= y < R:
-                far = (cols - x) ** 2 + (rows - y) ** 2
-                heatmaps[k] = np.maximum(heatmaps[k], np.exp(-far / (2 * sigma**2)))
-    hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
-    hsv[:, :, 0] = np.mod(hsv[:, :, 0] + rng.uniform(-72, 72), 360)
-    hsv[:, :, 1] = np.clip(hsv[:, :, 1] * rng.uniform(0.5, 1.5), 0, 1)
-    image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) + rng.uniform(-0.3, 0.3)
-    mean = image.mean(2, keepdims=True)
-    image = np.clip((image - mean) * rng.uniform(0.5, 1.5) + mean, 0, 1)
-    return image.astype(np.float32), mask, heatmaps.astype(np.float32)
-
-
-def plain_tag_loss(tags, keypoints):
-    """As `tag_loss`, with a loop for every person and every pair of people."""
-    total = 0
-    for tag, people in zip(tags, keypoints.tolist(), strict=True):
-        means, pulls = [], []
-        for person in people:
-            joints = tag[[index for index, visible in person if visible]]
-            if len(joints) > 0:
-                mean = joints.mean()
-                pulls.append(((joints - mean) ** 2).mean())
-                means.append(mean)
-        if pulls:
-            total = total + sum(pulls) / len(pulls)
-        pairs = [torch.exp(-((a - b) ** 2)) for i, a in enumerate(means) for b in means[:i]]
-        if pairs:
-            total = total + 0.5 * sum(pairs) / len(pairs)
-    return total
-
-
-def plain_find_people(preds, scales, settings):
-    """Merge, peaks, grouping and refining, in loops over joints, people and whole planes."""
-    flip = list(ref.COCO.flip)
-    preds = [pred.numpy() for pred in preds]
-    R = preds[0].shape[2]
-    det, tags = 0, []
-    for pred, scale in zip(preds, scales, strict=True):
-        mirrored = pred[1][:, :, ::-1]
-        both = pred[0][:K] + mirrored[:K][flip]
-        det = det + np.stack([cv2.resize(one, (R, R)) for one in both])
-        if scale == 1:
-            for one in (pred[0][K : 2 * K], mirrored[K : 2 * K][flip]):
-                tags.append(np.stack([cv2.resize(plane, (R, R)) for plane in one]))
-    det = np.minimum(det / len(preds) / 2, 1)
-    tag = np.stack(tags, 3)
-    people = []
-    for k in COCO_ORDER:
-        peaks = (det[k] == cv2.dilate(det[k], np.ones((3, 3)))) & (
-            det[k] > settings['detection_val']
-        )
-        rows, cols = np.nonzero(peaks)
-        order = np.argsort(-det[k][rows, cols], kind='stable')[: settings['max_num_people']]
-        found = [
-            (x, y, det[k, y, x], *tag[k, y, x])
-            for y, x in zip(rows[order], cols[order], strict=True)
-        ]
-        joined = {}
-        if people and found:
-            cost = []
-            for candidate in found:
-                gaps = [
-                    np.sqrt(np.mean((candidate[3:] - np.mean([j[3:] for j in p.values()], 0)) ** 2))
-                    for p in people
-                ]
-                cost.append([(100 * round(g) - candidate[2] + 0.001 * g * g, g) for g in gaps])
-            for i, j in Munkres().compute([[c for c, _ in row] for row in cost]):
-                if cost[i][j][1] < settings['tag_val']:
-                    joined[i] = people[j]
-        for i, candidate in enumerate(found):
-            if i in joined:
-                joined[i][k] = candidate
-            elif len(people) < settings['max_num_people']:
-                people.append({k: candidate})
-    for person in people:
-        mean = np.mean([joint[3:] for joint in person.values()], 0)
-        for k in range(K):
-            distance = np.round(np.sqrt(((tag[k] - mean) ** 2).sum(2)))
-            y, x = np.unravel_index(np.argmax(det[k] - distance), (R, R))
-            person.setdefault(k, (x, y, max(det[k, y, x], 1e-3), *mean))
-    return people
-
-
 # Parts ------------------------------------------------------------------------------------------
 
 
@@ -259,7 +142,7 @@ def bench_sample(config, repeats, device):
         people = np.array(dataset.people[1], float)
         rng = np.random.default_rng(0)
         ours, plain = medians(
-            [lambda: dataset[0, 0], lambda: plain_sample(split.path(1), people, config, rng)],
+            [lambda: dataset[0, 0], lambda: references.sample(split.path(1), people, config, rng)],
             repeats, device,
         )  # fmt: skip
     return [row('training sample at 512, one core', ours, plain, wanted=0.008)]
@@ -282,7 +165,7 @@ def bench_tag_loss(repeats, device):
         def gradients(loss, keypoints=keypoints):
             return torch.autograd.grad(sum(loss(tags, keypoints) for tags in stacks), stacks)
 
-        functions = [partial(gradients, loss) for loss in (tag_loss, plain_tag_loss)]
+        functions = [partial(gradients, loss) for loss in (tag_loss, reference_tag_loss)]
         count = 4 * repeats if people < 30 else repeats
         ours, plain = medians(functions, count, device)
         rows.append(row(f'tag loss, 8 images x 4 stacks, {people} people', ours, plain, 0.01))
@@ -293,6 +176,12 @@ def tag_loss(tags, keypoints):
     """push + pull, summed over images."""
     push, pull = AELoss()(tags, keypoints)
     return push.sum() + pull.sum()
+
+
+def reference_tag_loss(tags, keypoints):
+    """The same, one image at a time: tags (B, K*R*R)."""
+    images = zip(tags[..., None], keypoints, strict=True)
+    return sum(sum(references.tag_losses(*image)) for image in images)
 
 
 def bench_after_network(config, repeats, device):
@@ -306,7 +195,7 @@ def bench_after_network(config, repeats, device):
             on_device = [pred.to(device) for pred in preds]
             functions = [
                 partial(test.find_people, on_device, frames, (512, 512), scales, config),
-                partial(plain_find_people, preds, scales, config['test']),
+                partial(references.find_people, preds, scales, config['test']),
             ]
             ours, plain = medians(functions, repeats, device)
             name = f'after the network, {mode}, {people} people'
