@@ -103,14 +103,16 @@ def is_plain(value):
     )
 
 
-def unlike(value, example, name=''):
+def schema_error(value, example, name=''):
     """The name of what in a nested value cannot stand where it does in `example`; '' if all can.
 
     Dicts need the example's keys, tensors its shape and type; whole numbers are 0 to 2 ** 53, and
     other numbers anything but NaN.
     """
     if isinstance(example, dict) and isinstance(value, dict):
-        names = (unlike(value.get(k), v, f'{name}.{k}'.strip('.')) for k, v in example.items())
+        names = (
+            schema_error(value.get(k), v, f'{name}.{k}'.strip('.')) for k, v in example.items()
+        )
         return next(filter(None, names), '')
     if isinstance(example, torch.Tensor):
         good = isinstance(value, torch.Tensor) and (value.shape, value.dtype) == (

@@ -1,6 +1,7 @@
 """Where the network runs, and in which precision."""
 
 import torch
+from torch import nn
 
 from utils import dist
 
@@ -32,3 +33,14 @@ def choose_precision(setting, device):
         reason = f'this CPU has {"" if fast else "no "}AVX512-BF16 or AMX'
     name = 'bf16' if fast else 'fp32'
     return types[name], f'{name}: {reason}'
+
+
+def spread(task, device):
+    """The task on all GPUs: of every rank under torchrun, else of this machine."""
+    if dist.active():
+        if device.type == 'cuda':  # there is no SyncBatchNorm for CPUs
+            nn.SyncBatchNorm.convert_sync_batchnorm(task)
+        gpus = [device.index] if device.type == 'cuda' else None
+        # Before each pass rank 0's BatchNorm statistics go to all, so only its own count.
+        return nn.parallel.DistributedDataParallel(task, device_ids=gpus)
+    return nn.DataParallel(task) if torch.cuda.device_count() > 1 else task
