@@ -24,7 +24,7 @@ from torch import nn
 from data.coco_pose import dp, ref
 from test import Predictor, aggregate, evaluate, group
 from utils import dist
-from utils.checkpoint import load_first_weights, load_network, read_checkpoint
+from utils.checkpoint import load_network, read_checkpoint
 from utils.config import apply_settings, check_config, load_task
 from utils.device import choose_device, choose_precision, spread
 from utils.draw import draw_prediction
@@ -265,7 +265,7 @@ def prepare(args):
         load_network(network, checkpoint['state_dict'], path)
     elif 'init' in config['run']:
         init = Path(config['run']['init'])
-        new_layers = load_first_weights(network, read_checkpoint(init)['state_dict'], init)
+        new_layers = load_network(network, read_checkpoint(init)['state_dict'], init, True)
     task.to(device)
     model = spread(task, device)
     state = State(network, torch.optim.Adam(task.parameters(), fused=True), config)

@@ -22,9 +22,9 @@ import torch
 from utils.checkpoint import (
     bare_names,
     check_plain,
-    first_of,
-    misfits,
+    describe_misfits,
     read_checkpoint,
+    shorten,
     write_atomically,
 )
 from utils.config import apply_settings, check_config, flatten, load_task
@@ -107,7 +107,7 @@ def sizes_of(weights, path):
         raise UserError(
             f'{path} holds another network: expected names such as {FIRST} (the original, this '
             f'program) or {MMPOSE_FIRST} (mmpose 0.x, hourglass_ae), found '
-            f'{first_of(list(weights)) or "none"}'
+            f'{shorten(list(weights)) or "none"}'
         )
     stages = [f'features.0.0.{"low2." * depth}up1' for depth in range(4)]
     stages.append('features.0.0.low2.low2.low2.low2')
@@ -124,7 +124,7 @@ def sizes_of(weights, path):
         missing = [f'{layer}.conv.weight' for layer in layers if width(layer) is None]
         raise UserError(
             f'{path} is not a stacked hourglass of this kind: expected also '
-            f'{first_of(missing)}, found {first_of(sorted(weights))}'
+            f'{shorten(missing)}, found {shorten(sorted(weights))}'
         )
     steps = {b - a for a, b in zip(widths, widths[1:], strict=False)}
     if len(steps) > 1 or min(steps) < 0:
@@ -189,7 +189,7 @@ def convert(path, run):
         raise UserError(f'{path} has a config that cannot be: {error}') from None
     with torch.device('meta'):  # only names and shapes: a file may claim any size
         network = load_task(config['run']['task']).make_network(config).network
-    problem = misfits(network.state_dict(), weights)
+    problem = describe_misfits(network.state_dict(), weights)
     if problem:
         raise UserError(f'{path} does not fit the network that its shapes tell: {problem}')
     config['run']['source'] = {'file': Path(path).name, 'sha256': sha256(path)}

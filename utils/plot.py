@@ -7,7 +7,6 @@ Losses of training (solid) and validation (dashed), AP and learning rate, agains
 """
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -34,25 +33,17 @@ def read_metrics(run):
     """
     path = run.folder / 'metrics.jsonl'
     try:
-        lines = path.read_text(errors='replace').splitlines()
+        epochs = run.metrics()
     except OSError:
         raise UserError(
             f'{path} cannot be read: expected a run of train.py that has finished an epoch'
         ) from None
-    epochs = []
-    for number, line in enumerate(lines, 1):
-        try:
-            epoch = json.loads(line)
-            if not is_number(epoch['images']):
-                raise ValueError
-        except (ValueError, TypeError, KeyError):
-            if number == len(lines):
-                break
-            raise UserError(f'{path}, line {number} is no epoch of train.py: {line[:60]}') from None
-        epochs.append(epoch)
-    if not epochs:
+    broken = [n for n, e in enumerate(epochs, 1) if not e or not is_number(e.get('images'))]
+    if broken and broken[0] < len(epochs):
+        raise UserError(f'{path}, line {broken[0]} is no epoch of train.py')
+    if len(epochs) == len(broken):
         raise UserError(f'{path} holds no whole epoch yet')
-    return epochs
+    return epochs[: len(epochs) - len(broken)]
 
 
 def is_number(value):

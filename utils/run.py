@@ -117,20 +117,27 @@ class Run:
         with open(self.folder / 'log', 'a') as stream:
             stream.write(text + '\n')
 
+    def metrics(self):
+        """The lines of metrics.jsonl: an epoch's figures as a dict, or None where it is broken."""
+        lines = []
+        for line in (self.folder / 'metrics.jsonl').read_text(errors='replace').splitlines():
+            try:
+                epoch = json.loads(line)
+            except (ValueError, RecursionError):
+                epoch = None
+            whole = isinstance(epoch, dict) and type(epoch.get('epoch')) is int
+            lines.append(epoch if whole else None)
+        return lines
+
     def add_metrics(self, metrics):
         """Adds the figures of an epoch to metrics.jsonl, in place of earlier ones of that epoch."""
         path = self.folder / 'metrics.jsonl'
-        lines = path.read_text(errors='replace').splitlines() if path.exists() else []
-        numbers = [epoch_of(line) for line in lines]
-        if None in numbers:
-            self.log(f'{path}: left out {numbers.count(None)} lines that are broken')
+        epochs = self.metrics() if path.exists() else []
+        if None in epochs:
+            self.log(f'{path}: left out {epochs.count(None)} lines that are broken')
         # A run that died between figures and checkpoint does its last epoch again.
-        lines = [
-            line
-            for line, epoch in zip(lines, numbers, strict=True)
-            if epoch is not None and epoch < metrics['epoch']
-        ]
-        text = '\n'.join([*lines, json.dumps(metrics)]) + '\n'
+        epochs = [epoch for epoch in epochs if epoch and epoch['epoch'] < metrics['epoch']]
+        text = '\n'.join(map(json.dumps, [*epochs, metrics])) + '\n'
         write_atomically(path, lambda stream: stream.write(text.encode()))
 
     def save(self, state, which='checkpoint'):
@@ -144,15 +151,6 @@ class Run:
             if isinstance(error.__context__, OSError):  # which torch.save hides behind its own
                 raise error.__context__ from None
             raise
-
-
-def epoch_of(line):
-    """The epoch that a line of metrics.jsonl is of, or None if it is broken."""
-    try:
-        epoch = json.loads(line)['epoch']
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return epoch if type(epoch) is int else None
 
 
 def git_commit():

@@ -1,8 +1,11 @@
 """How far a run has come: what its checkpoint holds."""
 
+import math
+
 import torch
 
-from utils.checkpoint import schema_error
+from utils.checkpoint import is_plain
+from utils.config import MOST
 from utils.errors import UserError
 
 
@@ -91,3 +94,29 @@ class State:
             better = self.best['AP'] < 0 and valid_objective < self.best['valid']
         self.best['valid'] = min(self.best['valid'], valid_objective)
         return better
+
+
+def schema_error(value, example, name=''):
+    """The name of what in a nested value cannot take its place in `example`; '' if all can.
+
+    Dicts need the example's keys, tensors its shape and type; whole numbers are 0 to 2 ** 53, and
+    other numbers anything but NaN.
+    """
+    if isinstance(example, dict) and isinstance(value, dict):
+        names = (
+            schema_error(value.get(k), v, f'{name}.{k}'.strip('.')) for k, v in example.items()
+        )
+        return next(filter(None, names), '')
+    if isinstance(example, torch.Tensor):
+        fits = (
+            isinstance(value, torch.Tensor)
+            and (value.shape, value.dtype) == (example.shape, example.dtype)
+            and is_plain(value)
+        )
+    elif type(example) is int:
+        fits = type(value) is int and 0 <= value <= MOST
+    elif type(example) is float:
+        fits = type(value) in (int, float) and not math.isnan(value)
+    else:
+        fits = type(value) is type(example)
+    return '' if fits else name
