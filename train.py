@@ -24,7 +24,7 @@ from torch import nn
 from data.coco_pose import dp, ref
 from test import Predictor, aggregate, evaluate, group
 from utils import dist
-from utils.checkpoint import load_network, read_checkpoint
+from utils.checkpoint import read_checkpoint
 from utils.config import apply_settings, check_config, load_task
 from utils.device import choose_device, choose_precision, spread
 from utils.draw import draw_prediction
@@ -33,6 +33,7 @@ from utils.report import Report, describe, format_losses
 from utils.run import Run, find_run
 from utils.state import State
 from utils.stop import Interrupted, Stopper
+from utils.weights import load_network
 
 INPUTS = ('imgs', 'masks', 'keypoints', 'heatmaps')
 PICTURES = 4  # validation photos that TensorBoard shows with their predictions
@@ -109,19 +110,15 @@ def add_losses(state, recent, report):
     recent: of each step its number, its image ids (B,), and what train_step returned. Reading that
     waits for the device, so it is done once per log line.
     """
-    numbers, image_ids, losses, norms, applied = zip(*recent, strict=True)
+    steps, image_ids, losses, norms, applied = zip(*recent, strict=True)
     losses = dist.mean(torch.stack(losses).cpu())  # (N, L, S)
     norms = dist.mean(torch.stack(norms).cpu())  # (N,)
-    for i, step in enumerate(numbers):
+    for i, step in enumerate(steps):
         finite = losses[i].isfinite().all()
         if applied[i] and finite and norms[i].isfinite():
-            state.sums['losses'] += losses[i]
-            state.sums['steps'] += 1
-            state.sums['skipped_in_a_row'] = 0
+            state.add_step(losses[i])
             continue
-        state.sums['skipped'] += 1
-        state.sums['skipped_in_a_row'] += 1
-        in_a_row = state.sums['skipped_in_a_row']
+        in_a_row = state.skip_step()
         found = (
             f'{"gradients" if finite else "losses"} are not finite at step {step}: '
             f'{format_losses(state.named(losses[i])).replace(" |", ",")}; '
@@ -140,9 +137,8 @@ def train_epoch(model, batches, state, report, stopper, dtype):
     """The steps that this epoch lacks. Returns images per second, and the share of waiting."""
     settings = state.config['train']
     model.train()
-    first = state.epoch * settings['train_iters']
-    last = first + settings['train_iters']
-    report.begin_epoch(state.epoch + 1, state.step - first, settings['train_iters'])
+    last = (state.epoch + 1) * settings['train_iters']
+    report.begin_epoch(state.epoch + 1, settings['train_iters'], last - state.step)
     start = saved = time.monotonic()
     samples, waited, recent = state.samples, 0.0, []
     while state.step < last:
@@ -160,7 +156,7 @@ def train_epoch(model, batches, state, report, stopper, dtype):
         if state.step % settings['log_iters'] == 0 or state.step == last or stopping:
             add_losses(state, recent, report)
             recent = []
-            report.progress(state.step, state.sums, state.losses(), lr)
+            report.progress(state, lr)
             if time.monotonic() - saved > 60 * settings['save_minutes']:
                 save(state, report)
                 saved = time.monotonic()
@@ -191,8 +187,7 @@ def measure_ap(network, config, split):
     Beside them pictures by name: the first photos with predictions and heatmaps.
     """
     device, settings, joints = next(network.parameters()).device, config['test'], split.joints
-    dtype, _ = choose_precision(settings['precision'], device)
-    func = Predictor(network, config, device, dtype)
+    func = Predictor(network, config, device, choose_precision(settings['precision'], device)[0])
     figures, *_ = evaluate(func, split)
     pictures = {}
     for image_id in split.ids[: PICTURES if dist.rank() == 0 else 0]:
@@ -256,55 +251,56 @@ def prepare(args):
 
     Returns the model, on its devices and with its losses, the loaders, the State and the Report.
     """
-    run, config, checkpoint, launch = open_run(args)
+    run = Run(args.exp if args.continue_exp is None else args.continue_exp)
+    launch = dist.launch_marks()
+    # Rank 0 reads, and the others get what it read.
+    config, resumes = dist.share(lambda: choose_config(args, run, launch))
+    checkpoint = read_checkpoint(run.checkpoint()) if resumes else {}
+    init = None if resumes else config['run'].get('init')
     check_shares(config['train'])
     device = choose_device()
     task = load_task(config['run']['task']).make_network(config)
-    network, path, new_layers = task.network, run.checkpoint(), []
-    if checkpoint:
-        load_network(network, checkpoint['state_dict'], path)
-    elif 'init' in config['run']:
-        init = Path(config['run']['init'])
-        new_layers = load_network(network, read_checkpoint(init)['state_dict'], init, True)
+    network, new_layers = task.network, []
+    if resumes:
+        load_network(network, checkpoint['state_dict'], run.checkpoint())
+    elif init:
+        weights = read_checkpoint(Path(init))['state_dict']
+        new_layers = load_network(network, weights, init, any_outputs=True)
     task.to(device)
     model = spread(task, device)
     state = State(network, torch.optim.Adam(task.parameters(), fused=True), config)
-    if checkpoint:
-        state.load(checkpoint, path)
+    if resumes:
+        state.load(checkpoint, run.checkpoint())
     loaders = importlib.import_module(config['data_provider']).init(config, state.samples)
 
     if dist.rank() == 0:
         run.create(config, launch)
     report = Report(run, config['train']['loss_weights'], state.step)
-    parameters = sum(param.numel() for param in network.parameters())
-    images = {name: len(loaders[name].dataset) for name in ('train', 'valid')}
-    workers = dp.worker_count(config['train']['num_workers'])
     _, precision = choose_precision(config['train']['precision'], device)
-    report.say(describe(run, config, parameters, images, workers, precision))
-    if joints := ref.describe(ref.joints_of(config['data'])):
-        report.say(joints)
-    if ref.trains_on_valid(config['data']):
-        report.say('note: validation uses the training photos; AP is that on the training photos')
-    if state.step:
-        report.say(f'continuing at step {state.step}, epoch {state.epoch + 1}')
-    if 'init' in config['run'] and not checkpoint:
-        report.say(f'starts with the weights of {config["run"]["init"]}')
-    if new_layers:
-        report.say(f'note: of another number of channels, thus new: {", ".join(new_layers)}')
+    workers = dp.worker_count(config['train']['num_workers'])
+    notes = (
+        describe(run, config, network, loaders, workers, precision),
+        ref.describe(ref.joints_of(config['data'])),
+        'note: AP will be that on the training photos' * ref.trains_on_valid(config['data']),
+        f'continuing at step {state.step}, epoch {state.epoch + 1}' * (state.step > 0),
+        f'starts with the weights of {init}' * bool(init),
+        f'note: of other channels, thus new: {", ".join(new_layers)}' * bool(new_layers),
+    )
+    report.say('\n'.join(filter(None, notes)))
     return model, loaders, state, report
 
 
 def check_shares(settings):
     """Raises UserError where a batch cannot be split evenly."""
-    ranks, passes = dist.world_size(), settings['accumulate']
-    if settings['batchsize'] % (ranks * passes):
+    images, ranks, passes = settings['batchsize'], dist.world_size(), settings['accumulate']
+    if images % (ranks * passes):
         raise UserError(
-            f'train.batchsize is {settings["batchsize"]}: expected a multiple of {ranks * passes}, '
-            f'for {ranks} ranks x {passes} backward passes (train.accumulate)'
+            f'train.batchsize is {images}: expected a multiple of {ranks * passes}, for {ranks} '
+            f'ranks x {passes} backward passes (train.accumulate)'
         )
 
 
-def choose_run(args, run, launch):
+def choose_config(args, run, launch):
     """The config of a run, and whether it continues. Raises UserError; writes nothing.
 
     launch: see dist.launch_marks. After a restart by torchrun the command of a new run goes on.
@@ -321,15 +317,13 @@ def choose_run(args, run, launch):
             )
     if resumes:
         run.require()
-        config = apply_settings(run.config(args.task), args.set)
-    else:
-        config = new_config(args)
+    config = apply_settings(run.config(args.task) if resumes else new_config(args), args.set)
     check_config(config, len(ref.joints_of(config['data']).names))
     return config, resumes
 
 
 def new_config(args):
-    """The config of a new run: of its task, what --set changes, and what follows from the data."""
+    """The config of a new run, with what follows from its annotations and from --init."""
     config = copy.deepcopy(load_task(args.task).__config__) | {'run': {'task': args.task}}
     joint_count = len(ref.names_of(config['data']))  # that the network is made for
     if args.init:
@@ -340,20 +334,7 @@ def new_config(args):
         joint_count = len(ref.names_of(saved['data']))
     config = apply_settings(config, args.set)
     check_config(config)
-    provider = importlib.import_module(config['data_provider'])
-    # What was set wins over what follows from the joints.
-    return apply_settings(provider.with_joints(config, joint_count), args.set)
-
-
-def open_run(args):
-    """The run, its config, its checkpoint or None, and the marks of the launch.
-
-    Rank 0 reads, and the others get what it read. Raises UserError; writes nothing.
-    """
-    run = Run(args.exp if args.continue_exp is None else args.continue_exp)
-    launch = dist.launch_marks()
-    config, resumes = dist.share(lambda: choose_run(args, run, launch))
-    return run, config, read_checkpoint(run.checkpoint()) if resumes else None, launch
+    return importlib.import_module(config['data_provider']).with_joints(config, joint_count)
 
 
 def parse_args():
@@ -389,8 +370,7 @@ def main():
         )
     else:
         report.say(f"done; measure it with 'python test.py -c {name} -m single'")
-    if report.outdated:
-        names = ', '.join(sorted(report.outdated))
+    if names := ', '.join(sorted(report.outdated)):
         print(f'error: {report.run.folder} lacks the latest {names}', file=sys.stderr)
         return 1
     return code

@@ -16,6 +16,7 @@ import train
 from tests.faults.common import same
 from train import learning_rate
 from utils.checkpoint import read_checkpoint, write_atomically
+from utils.metrics import add_metrics
 from utils.run import Run
 from utils.stop import Stopper
 
@@ -256,7 +257,7 @@ def test_metrics_of_an_epoch_done_twice_stand_once(work):
     run = Run('run')
     run.folder.mkdir(parents=True)
     for epoch, value in ((1, 0), (2, 0), (2, 1)):
-        run.add_metrics({'epoch': epoch, 'value': value})
+        add_metrics(run.metrics_path, {'epoch': epoch, 'value': value})
     lines = (run.folder / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {'epoch': 1, 'value': 0},

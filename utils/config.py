@@ -32,7 +32,7 @@ CHOICES = {
     'test.precision': ('fp32', 'bf16', 'auto'),
     'train.on_nonfinite': ('stop', 'skip'),
 }
-# Keys that name code, and the package that it must lie in: a config from elsewhere runs no other.
+# Where the code lies that keys name: a config from elsewhere runs no other.
 CODE = {'network': 'models', 'data_provider': 'data'}
 # Lists of any length, with an example; the others keep their number of items.
 LISTS = {
@@ -108,10 +108,10 @@ def put(config, key, value, text=None):
         raise UserError(f'no such key; the nearest is {near}')
     example = LISTS.get(key, flat[key])
     any_length = key in LISTS or (key.startswith('test.scales.') and value != [])
+    if text is not None and type(example) is str:
+        value = text
     try:
-        value = conform(
-            value if text is None or type(example) is not str else text, example, any_length
-        )
+        value = conform(value, example, any_length)
     except (ValueError, OverflowError):
         raise UserError(f'expected a value like {example!r}, found {value!r:.200}') from None
     *path, name = key.split('.')
@@ -144,8 +144,7 @@ def check_config(config, num_parts=None):
 
     num_parts: the number of joints, or None where it is not yet known.
     """
-    flat, channels = flatten(config), config['model']['oup_dim']
-    for key, value in flat.items():
+    for key, value in flatten(config).items():
         low, high = LIMITS.get(key) or LIMITS.get(key.rpartition('.')[0]) or (-MOST, MOST)
         for number in value if isinstance(value, list) else [value]:
             if type(number) in (int, float) and not low <= number <= high:
@@ -164,22 +163,20 @@ def check_config(config, num_parts=None):
         if isinstance(values, list) and values[0] > values[1]:
             raise UserError(f'augmentation.{name} is {values}: expected the lower end first')
     for key in CODE:
-        check_code(key, config[key])
+        module, _, name = (
+            config[key].rpartition('.') if key == 'network' else (config[key], '', 'init')
+        )
+        if not re.fullmatch(rf'{CODE[key]}(\.\w+)+', module):
+            raise UserError(f'{key} is {config[key]!r}: expected a name in {CODE[key]}/')
+        try:
+            found = importlib.import_module(module)
+        except ImportError:
+            found = None
+        if not callable(getattr(found, name, None)):
+            raise UserError(f'{key} is {config[key]!r}: there is no {module}.{name}')
+    channels = config['model']['oup_dim']
     if num_parts and channels < 2 * num_parts:
         raise UserError(
             f'model.oup_dim is {channels}: expected at least {2 * num_parts}, a heatmap and a tag '
             f'for each of {num_parts} joints'
         )
-
-
-def check_code(key, name):
-    """Raises UserError unless config[key] names a network in models/, a data provider in data/."""
-    module, _, last = name.rpartition('.') if key == 'network' else (name, '', 'init')
-    if not re.fullmatch(rf'{CODE[key]}(\.\w+)+', module):
-        raise UserError(f'{key} is {name!r}: expected a name in {CODE[key]}/')
-    try:
-        found = importlib.import_module(module)
-    except ImportError:
-        raise UserError(f'{key} is {name!r}: there is no module {module!r}') from None
-    if not callable(getattr(found, last, None)):
-        raise UserError(f'{key} is {name!r}: {module} has no {last or "name"}')

@@ -19,17 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.checkpoint import (
-    bare_names,
-    check_plain,
-    describe_misfits,
-    read_checkpoint,
-    shorten,
-    write_atomically,
-)
+from utils.checkpoint import check_plain, read_checkpoint, write_atomically
 from utils.config import apply_settings, check_config, flatten, load_task
 from utils.errors import UserError, exit_code
 from utils.run import find_run
+from utils.weights import bare_names, describe_misfits, shorten
 
 POSENET = 'models.posenet.PoseNet'  # the network whose sizes weights can tell
 FIRST, MMPOSE_FIRST = 'pre.0.conv.weight', 'backbone.stem.0.conv.weight'

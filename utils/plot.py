@@ -17,6 +17,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from utils.checkpoint import write_atomically
 from utils.errors import UserError, exit_code
+from utils.metrics import read_metrics
 from utils.run import find_run
 
 COLUMNS = 3
@@ -26,14 +27,14 @@ TRAIN = {'linestyle': '-', 'marker': 'o', 'ms': 3.5, 'lw': 1.4, 'label': 'traini
 VALID = {'linestyle': '--', 'marker': 's', 'ms': 3.5, 'lw': 1.4, 'label': 'validation'}
 
 
-def read_metrics(run):
+def read_epochs(run):
     """The figures of a run, one dict per epoch in order; UserError where there are none.
 
     The last line may be half, of a run that was killed while another program wrote it.
     """
-    path = run.folder / 'metrics.jsonl'
+    path = run.metrics_path
     try:
-        epochs = run.metrics()
+        epochs = read_metrics(path)
     except OSError:
         raise UserError(
             f'{path} cannot be read: expected a run of train.py that has finished an epoch'
@@ -117,7 +118,7 @@ def parse_args():
 def main():
     args = parse_args()
     runs = [find_run(text) for text in args.runs]
-    figure = draw_curves({run.name: read_metrics(run) for run in runs})
+    figure = draw_curves({run.name: read_epochs(run) for run in runs})
     kind = args.out.suffix.removeprefix('.') or 'png'
     known = figure.canvas.get_supported_filetypes()
     if kind not in known:

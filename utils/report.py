@@ -8,16 +8,18 @@ from tqdm import tqdm
 
 from utils import dist
 from utils.board import Board
+from utils.metrics import add_metrics
 
 PERIOD = 30  # seconds between two lines within an epoch
 
 
-def describe(run, config, parameters, images, workers, precision):
+def describe(run, config, network, loaders, workers, precision):
     """What explains a run that went wrong, as lines.
 
-    parameters: how many the network has. images: how many each split has, by name. workers:
-    processes that load images. precision: a phrase that names it and says why.
+    loaders: by split, 'train' and 'valid'. workers: processes that load images. precision: a phrase
+    that names it and says why.
     """
+    parameters = sum(param.numel() for param in network.parameters())
     settings, ranks, gpus = config['train'], dist.world_size(), torch.cuda.device_count()
     if dist.active():
         where = f'{ranks} rank{"s" * (ranks > 1)} on {"GPUs" if gpus else "CPUs"}'
@@ -32,7 +34,8 @@ def describe(run, config, parameters, images, workers, precision):
         batch += f' ({ranks} ranks x {passes} backward passes x {share})'
     text = (
         f'{run.folder}: {config["network"]}, {parameters:,} parameters\n'
-        f'images: {images["train"]:,} for training, {images["valid"]:,} for validation\n'
+        f'images: {len(loaders["train"].dataset):,} for training, '
+        f'{len(loaders["valid"].dataset):,} for validation\n'
         f'{settings["epochs"]} epochs of {settings["train_iters"]} steps of {batch}, '
         f'{workers} workers, learning rate {settings["learning_rate"]:g}\n'
         f'{where}, {precision}'
@@ -106,27 +109,24 @@ class Report:
             # A photo can be broken on the disk of one machine alone, which rank 0 does not see.
             self.say(text) if dist.rank() == 0 else print(text, file=sys.stderr, flush=True)
 
-    def begin_epoch(self, epoch, done, steps):
-        """Shows a progress bar on a terminal. done: how many of the epoch's steps were taken."""
+    def begin_epoch(self, epoch, steps, left):
+        """Shows a progress bar on a terminal. left: the steps that the epoch still lacks."""
         self.bar = tqdm(
-            total=steps, initial=done, leave=False, desc=f'epoch {epoch}', unit='step',
+            total=steps, initial=steps - left, leave=False, desc=f'epoch {epoch}', unit='step',
             disable=None if dist.rank() == 0 else True,
         )  # fmt: skip
         self.last_progress = time.monotonic()
 
-    def progress(self, step, sums, losses, lr):
-        """Shows the epoch's losses so far: in the bar or, without one, as a line; in TensorBoard.
-
-        sums: those that a checkpoint holds. losses: their means by name.
-        """
-        text, done = format_losses(losses), (step - 1) % self.bar.total + 1
+    def progress(self, state, lr):
+        """Shows the epoch's losses so far: in the bar or, without one, a line; in TensorBoard."""
+        text, done = format_losses(state.losses()), (state.step - 1) % self.bar.total + 1
         self.bar.set_postfix_str(text)
         due = time.monotonic() - self.last_progress > PERIOD
         if due and self.bar.disable:
             self.say(f'  step {done}/{self.bar.total} | {text}')
         if due or done == self.bar.total:
             self.last_progress = time.monotonic()
-            self.write('events', lambda: self.board.progress(step, sums, lr))
+            self.write('events', lambda: self.board.progress(state.step, state.sums, lr))
 
     def end_epoch(self, metrics, losses, valid_losses, pictures, epochs, eta):
         """Writes an epoch's figures: a line, a row of metrics.jsonl, and events.
@@ -134,7 +134,7 @@ class Report:
         metrics: the row. losses: of training, by name. valid_losses: (L, S). pictures: by name.
         epochs: how many there will be. eta: seconds to the last one's end.
         """
-        self.write('metrics.jsonl', lambda: self.run.add_metrics(metrics))
+        self.write('metrics.jsonl', lambda: self.add_metrics(metrics))
         self.write('events', lambda: self.board.epoch(metrics, valid_losses, pictures))
         ap = f' | AP {metrics["AP"]:.3f}' if 'AP' in metrics else ''
         skipped = f' | skipped {metrics["skipped"]}' if metrics['skipped'] else ''
@@ -144,3 +144,8 @@ class Report:
             f'{metrics["images_per_second"]:.3g} img/s (data {100 * metrics["data_wait"]:.0f} %) | '
             f'eta {format_duration(eta)}'
         )
+
+    def add_metrics(self, metrics):
+        path = self.run.metrics_path
+        if broken := add_metrics(path, metrics):
+            self.run.log(f'{path}: left out {broken} lines that are broken')

@@ -70,6 +70,18 @@ class State:
         for name in self.progress():
             setattr(self, name, checkpoint[name])
 
+    def add_step(self, losses):
+        """Adds a step's mean losses (L, S) to the epoch's sums."""
+        self.sums['losses'] += losses
+        self.sums['steps'] += 1
+        self.sums['skipped_in_a_row'] = 0
+
+    def skip_step(self):
+        """Counts a step that was skipped; returns how many were, one after another."""
+        self.sums['skipped'] += 1
+        self.sums['skipped_in_a_row'] += 1
+        return self.sums['skipped_in_a_row']
+
     def end_epoch(self):
         """Counts the epoch, and begins the sums of the next one."""
         self.epoch += 1
