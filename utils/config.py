@@ -27,21 +27,15 @@ LIMITS = {
     'test.batchsize': (1, 10_000), 'test.num_workers': (-1, 1000), 'test.scales': (0.01, 16),
     'test.max_num_people': (1, 10_000), 'test.vis': (0, MOST),
 }  # fmt: skip
-CHOICES = {
-    'train.precision': ('fp32', 'bf16', 'auto'),
-    'test.precision': ('fp32', 'bf16', 'auto'),
-    'train.on_nonfinite': ('stop', 'skip'),
-}
+CHOICES = dict.fromkeys(('train.precision', 'test.precision'), ('fp32', 'bf16', 'auto'))
+CHOICES['train.on_nonfinite'] = 'stop', 'skip'
 # Where the code lies that keys name: a config from elsewhere runs no other.
 CODE = {'network': 'models', 'data_provider': 'data'}
 # Lists of any length, with an example; the others keep their number of items.
 LISTS = {
-    'data.joints': ['nose', 'left_eye'],
-    'data.skeleton': [[0, 1], [0, 2]],
-    'data.flip_pairs': [[1, 2], [3, 4]],
-    'data.sigmas': [0.026, 0.025],
-    'data.joint_order': [0, 1],
-}
+    'data.joints': ['nose', 'left_eye'], 'data.skeleton': [[0, 1], [0, 2]],
+    'data.flip_pairs': [[1, 2], [3, 4]], 'data.sigmas': [0.026, 0.025], 'data.joint_order': [0, 1],
+}  # fmt: skip
 
 
 def load_task(name):

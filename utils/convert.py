@@ -157,7 +157,7 @@ def config_in(checkpoint, path):
     try:
         return apply_settings(config, settings) | {'run': {'task': task}}
     except UserError as error:
-        raise UserError(f'{path} has a config with a value that cannot be: {error}') from None
+        raise UserError(f'{path} has a config that cannot be used: {error}') from None
 
 
 def convert(path, run):
@@ -180,7 +180,7 @@ def convert(path, run):
     try:
         check_config(config)
     except UserError as error:
-        raise UserError(f'{path} has a config that cannot be: {error}') from None
+        raise UserError(f'{path} has a config that cannot be used: {error}') from None
     with torch.device('meta'):  # only names and shapes: a file may claim any size
         network = load_task(config['run']['task']).make_network(config).network
     problem = describe_misfits(network.state_dict(), weights)
