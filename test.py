@@ -35,7 +35,7 @@ from data.photos import Results, list_files, open_pictures
 from task import pose
 from utils import dist
 from utils.affine import kpt_affine, warp
-from utils.checkpoint import load_network, read_checkpoint, write_atomically, write_json
+from utils.checkpoint import read_checkpoint, write_atomically, write_json
 from utils.config import apply_settings, check_config, load_task
 from utils.device import choose_device, choose_precision, one_thread
 from utils.draw import draw_heatmaps, draw_people, draw_tags
@@ -43,6 +43,7 @@ from utils.errors import UserError, exit_code
 from utils.group import HeatmapParser, refine
 from utils.multiscale import input_frames, merge, photo_maps
 from utils.run import Run
+from utils.weights import load_network
 
 STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
 __all__ = ['aggregate', 'evaluate', 'load', 'merge', 'multiperson', 'refine']

@@ -1,5 +1,7 @@
 """TensorBoard's events of a run: losses of every stack, each step once, pictures, full disks."""
 
+import time
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -44,6 +46,7 @@ def test_a_resume_hides_what_a_killed_run_did_beyond_its_checkpoint(tmp_path):
     killed = Board(tmp_path, {'push': 1.0}, 0)
     for step in (2, 4, 6):
         killed.progress(step, sums(step, 1.0, 1.0), 0.1)
+    time.sleep(1.1)  # files are read in the order of their seconds
     Board(tmp_path, {'push': 1.0}, 4).progress(6, sums(2, 5.0, 5.0), 0.1)
     assert values(events(tmp_path), 'push/train, stack 1') == [(2, 1), (6, 5)]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.plot import draw_curves, read_metrics
+from utils.plot import draw_curves, read_epochs
 from utils.run import Run
 
 
@@ -82,13 +82,13 @@ def test_losses_of_zero_and_not_a_number_are_left_out():
 @pytest.mark.parametrize('end', ['{"epoch": 3, "ima', '{"epoch": 3}', '\x00\x00', '7\n'])
 def test_half_a_last_line_is_left_out(write, end):
     epochs = [epoch(1), epoch(2)]
-    assert read_metrics(write('run1', epochs, end)) == epochs
+    assert read_epochs(write('run1', epochs, end)) == epochs
 
 
 def test_a_line_in_the_middle_that_is_none(write):
     run = write('run1', [epoch(1)], 'hello\n' + json.dumps(epoch(2)))
     with pytest.raises(UserError, match='line 2 is no epoch'):
-        read_metrics(run)
+        read_epochs(run)
 
 
 def test_the_command_writes_a_picture(write, call_script, work):

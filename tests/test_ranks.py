@@ -180,6 +180,23 @@ def test_a_batch_that_does_not_divide_is_refused_with_both_numbers(place):
     assert not (folder / 'exp' / 'uneven').exists()
 
 
+def test_an_error_of_any_rank_is_said_once(place, undisturbed):
+    """A photo that is cut short, in the share of the second rank; a run that is nowhere, in all."""
+    folder, _ = place
+    photo = sorted((folder / 'set/images/val2017').iterdir())[1]
+    whole = photo.read_bytes()
+    photo.write_bytes(whole[:-100])
+    try:
+        for name, words in (('whole', photo.name), ('nowhere', 'exp/nowhere has no checkpoint')):
+            process = common.start(common.torchrun(), 'test.py', '-c', name, cwd=folder)
+            code, output = common.finish(process)
+            errors = [line for line in output.splitlines() if line.startswith('error: ')]
+            assert code != 0
+            assert [words in line for line in errors].count(True) == 1, output
+    finally:
+        photo.write_bytes(whole)
+
+
 def test_shares_of_ranks_are_the_batches_of_one(monkeypatch):
     """The order of samples hangs on the seed and the pass alone."""
 

@@ -14,10 +14,50 @@ import torch
 
 import train
 from tests.faults.common import same
-from train import Training, learning_rate, open_run
+from train import learning_rate
 from utils.checkpoint import read_checkpoint, write_atomically
-from utils.errors import UserError
+from utils.metrics import add_metrics
 from utils.run import Run
+from utils.stop import Stopper
+
+
+class Training:
+    """What train.py prepares for a run, and how tests use it."""
+
+    def __init__(self, args):
+        self.model, self.loaders, self.state, self.report = train.prepare(args)
+        self.settings = self.state.config['train']
+
+    def run_steps(self, count):
+        """The first `count` steps that there are to do, then a save; the learning rates used."""
+        batches = iter(self.loaders['train'])
+        self.model.train()
+        rates, optimizer = [], self.state.optimizer
+        for _ in range(count):
+            lr = learning_rate(self.settings, self.state.step)
+            train.train_step(self.model, optimizer, next(batches), lr, self.settings, torch.float32)
+            self.state.step += 1
+            self.state.samples += self.settings['batchsize']
+            rates.append(optimizer.param_groups[0]['lr'])
+        train.save(self.state, self.report)
+        return rates
+
+    def run(self):
+        train.train(self.model, self.loaders, self.state, self.report, Stopper())
+
+    def validate(self):
+        loader = self.loaders['valid']
+        return train.validate(self.model, loader, self.settings, torch.float32, self.report)
+
+    def everything(self):
+        """All that training changes: parameters, buffers, optimizer, random state."""
+        state = {
+            'network': self.model.state_dict(),
+            'optimizer': self.state.optimizer.state_dict(),
+            'random': torch.get_rng_state(),
+            'numpy': np.random.get_state()[1].tolist(),
+        }
+        return copy.deepcopy(state)
 
 
 @pytest.fixture
@@ -30,86 +70,59 @@ def start(make_coco, work, tiny, monkeypatch):
         chosen = [*data.settings, *tiny, *settings] if not go_on else settings
         command = ['train.py', flag, name, *(['--set', *chosen] if chosen else [])]
         monkeypatch.setattr(sys, 'argv', command)
-        return Training(*open_run(train.parse_args()))
+        return Training(train.parse_args())
 
     return open_training
-
-
-def run_steps(training, count):
-    """The first `count` steps that the training has to do, then a save."""
-    batches = iter(training.loaders['train'])
-    training.task.train()
-    for _ in range(count):
-        training.train_step(next(batches))
-        training.step += 1
-        training.samples += training.settings['batchsize']
-    training.save()
-
-
-def state_of(training):
-    """Everything that training changes: parameters, buffers, optimizer, random state."""
-    state = {
-        'network': training.task.state_dict(),
-        'optimizer': training.optimizer.state_dict(),
-        'random': torch.get_rng_state(),
-        'numpy': np.random.get_state()[1].tolist(),
-    }
-    return copy.deepcopy(state)
 
 
 def test_ten_steps_equal_five_resume_and_five(start):
     settings = ['model.bn=True', 'train.train_iters=4', 'train.epochs=3']
     whole = start('whole', *settings)
-    run_steps(whole, 10)
+    whole.run_steps(10)
     half = start('half', *settings)
-    run_steps(half, 5)
+    half.run_steps(5)
     torch.manual_seed(99)  # a new process starts with another random state
     resumed = start('half', go_on=True)
-    assert resumed.step == 5
-    run_steps(resumed, 5)
-    a, b = (read_checkpoint(t.run.checkpoint()) for t in (whole, resumed))
+    assert resumed.state.step == 5
+    resumed.run_steps(5)
+    a, b = (read_checkpoint(t.report.run.checkpoint()) for t in (whole, resumed))
     assert a['step'] == b['step'] == 10
     for key in ('state_dict', 'optimizer', 'random', 'samples'):
         assert same(a[key], b[key]), key
     fresh = start('other', *settings, 'train.seed=1')
-    run_steps(fresh, 10)
-    other = read_checkpoint(fresh.run.checkpoint())
+    fresh.run_steps(10)
+    other = read_checkpoint(fresh.report.run.checkpoint())
     assert not same(a['state_dict'], other['state_dict'])  # the comparison can fail
 
 
 def test_validation_changes_nothing_and_computes_the_losses(start):
     training = start('run', 'model.bn=True', 'train.augment=False')
-    run_steps(training, 2)
-    before = state_of(training)
+    training.run_steps(2)
+    before = training.everything()
     first, second = training.validate(), training.validate()
-    training.measure_ap()
-    assert same(before, state_of(training))
+    state = training.state
+    train.measure_ap(state.network, state.config, training.loaders['valid_split'])
+    assert same(before, training.everything())
     assert torch.equal(first, second)
-    training.task.eval()
-    batches = list(training.loaders['valid'])
+    training.model.eval()
+    means = []
     with torch.no_grad():
-        means = [training.losses_of(b)['detection'].mean().item() for b in batches]
-    assert training.named(first)['detection'] == pytest.approx(np.mean(means))
-    run_steps(training, 1)
-    assert not same(before, state_of(training))
+        for batch in training.loaders['valid']:
+            (inputs,) = train.split(batch, 1, 'cpu')
+            losses = training.model(**inputs, dtype=torch.float32)
+            means.append(losses['detection'].mean().item())
+    assert state.named(first)['detection'] == pytest.approx(np.mean(means))
+    training.run_steps(1)
+    assert not same(before, training.everything())
 
 
 def test_rate_drops_at_its_step_with_and_without_resume(start):
     settings = ['train.decay_iters=[3,3]', 'train.train_iters=2', 'train.epochs=3']
-    training = start('run', *settings)
-    rates = []
-    batches = iter(training.loaders['train'])
-    for _ in range(5):
-        training.train_step(next(batches))
-        training.step += 1
-        rates.append(training.optimizer.param_groups[0]['lr'])
-    assert rates == [2e-4] * 3 + [1e-5] * 2
+    assert start('run', *settings).run_steps(5) == [2e-4] * 3 + [1e-5] * 2
     for done, expected in ((2, 2e-4), (3, 1e-5), (4, 1e-5)):
         name = f'stopped-{done}'
-        run_steps(start(name, *settings), done)
-        resumed = start(name, go_on=True)
-        resumed.train_step(next(iter(resumed.loaders['train'])))
-        assert resumed.optimizer.param_groups[0]['lr'] == expected
+        start(name, *settings).run_steps(done)
+        assert start(name, go_on=True).run_steps(1) == [expected]
 
 
 def test_rate_rises_and_falls_in_straight_lines():
@@ -125,7 +138,7 @@ def test_rate_rises_and_falls_in_straight_lines():
 
 def test_a_run_leaves_config_log_metrics_and_checkpoints(start, work, call_script):
     settings = ['train.epochs=2', 'train.eval_epochs=2', 'train.learning_rate=1e-3']
-    start('run', *settings).loop()
+    start('run', *settings).run()
     folder = work / 'exp' / 'run'
     config = json.loads((folder / 'config.json').read_text())
     assert config['train']['learning_rate'] == 1e-3
@@ -147,27 +160,14 @@ def test_a_run_leaves_config_log_metrics_and_checkpoints(start, work, call_scrip
 
 
 def test_best_is_the_highest_ap_and_before_any_the_lowest_loss(start):
-    training = start('run')
-    assert training.note_best({}, 3.0)
-    assert not training.note_best({}, 4.0)
-    assert training.note_best({}, 2.0)
-    assert training.note_best({'AP': 0.1}, 9.0)
-    assert not training.note_best({}, 1.0)  # a loss does not beat an AP
-    assert not training.note_best({'AP': 0.1}, 1.0)
-    assert training.note_best({'AP': 0.2}, 9.0)
-
-
-def test_a_loss_that_is_not_finite_stops_with_names_step_and_images(start):
-    training = start('run')
-    training.save()
-    before = training.run.checkpoint().read_bytes()
-    with torch.no_grad():
-        training.task.network.outs[0].conv.bias.fill_(float('nan'))
-    with pytest.raises(UserError) as error:
-        training.loop()
-    text = str(error.value)
-    assert 'step 1:' in text and 'detection nan' in text and 'images [9000' in text
-    assert training.run.checkpoint().read_bytes() == before
+    state = start('run').state
+    assert state.is_best({}, 3.0)
+    assert not state.is_best({}, 4.0)
+    assert state.is_best({}, 2.0)
+    assert state.is_best({'AP': 0.1}, 9.0)
+    assert not state.is_best({}, 1.0)  # a loss does not beat an AP
+    assert not state.is_best({'AP': 0.1}, 1.0)
+    assert state.is_best({'AP': 0.2}, 9.0)
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -194,20 +194,20 @@ def test_a_signal_finishes_the_step_and_saves(number, make_coco, work, tiny, roo
 
 
 def test_a_signal_during_validation_loses_nothing(start, monkeypatch):
-    training = start('run')
-
-    def interrupted():
+    def interrupted(*args):
         signal.raise_signal(signal.SIGTERM)
         raise AssertionError('validation went on')
 
-    monkeypatch.setattr(training, 'validate', interrupted)
-    with pytest.raises(train.Interrupted):
-        training.loop()
-    training.save()
+    training = start('run')
+    with monkeypatch.context() as patched:
+        patched.setattr(train, 'validate', interrupted)
+        with pytest.raises(train.Interrupted):
+            training.run()
+    train.save(training.state, training.report)
     resumed = start('run', go_on=True)
-    assert (resumed.step, resumed.epoch) == (3, 0)
-    resumed.loop()  # no step is left: only the validation is done again
-    assert (resumed.step, resumed.epoch) == (3, 1)
+    assert (resumed.state.step, resumed.state.epoch) == (3, 0)
+    resumed.run()  # no step is left: only the validation is done again
+    assert (resumed.state.step, resumed.state.epoch) == (3, 1)
 
 
 @pytest.mark.parametrize('moment', ['writing', 'renaming'])
@@ -257,7 +257,7 @@ def test_metrics_of_an_epoch_done_twice_stand_once(work):
     run = Run('run')
     run.folder.mkdir(parents=True)
     for epoch, value in ((1, 0), (2, 0), (2, 1)):
-        run.add_metrics({'epoch': epoch, 'value': value})
+        add_metrics(run.metrics_path, {'epoch': epoch, 'value': value})
     lines = (run.folder / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {'epoch': 1, 'value': 0},
@@ -266,7 +266,7 @@ def test_metrics_of_an_epoch_done_twice_stand_once(work):
 
 
 def test_settings_are_laid_on_the_runs_own_config(start, work):
-    run_steps(start('run', 'train.learning_rate=3e-3'), 1)
+    start('run', 'train.learning_rate=3e-3').run_steps(1)
     start('run', 'train.epochs=7', go_on=True)
     config = json.loads((work / 'exp' / 'run' / 'config.json').read_text())
     assert config['train']['epochs'] == 7

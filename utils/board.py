@@ -4,12 +4,12 @@
 class Board:
     """Writes the events of a run into a folder; after an error, as on a full disk, it begins anew.
 
-    weights: the losses' names and weights, in the order of the tables (L, S) given below. step: up
-    to which the run continues; events from beyond it, of a run that was killed, are not shown.
+    loss_weights: by name, in the order of the losses (L, S) given below. step: up to which the run
+    continues; events from beyond it, of a run that was killed, are not shown.
     """
 
-    def __init__(self, folder, weights, step):
-        self.folder, self.weights, self.step = folder, weights, step
+    def __init__(self, folder, loss_weights, step):
+        self.folder, self.loss_weights, self.step = folder, loss_weights, step
         self.writer = None
         self.shown = 0, 0  # steps and their losses (L, S), of this epoch, that have been shown
 
@@ -29,10 +29,10 @@ class Board:
             self.writer, self.step = None, 0
             raise
 
-    def losses(self, table, split):
-        """Scalars of a table of losses (L, S): raw and weighted, of every stack."""
+    def scalars(self, losses, split):
+        """The scalars of losses (L, S): raw and weighted, of every stack."""
         scalars = {}
-        for (name, weight), row in zip(self.weights.items(), table.tolist(), strict=True):
+        for (name, weight), row in zip(self.loss_weights.items(), losses.tolist(), strict=True):
             for number, value in enumerate(row, 1):
                 scalars[f'{name}/{split}, stack {number}'] = value
                 scalars[f'{name}, weighted/{split}, stack {number}'] = weight * value
@@ -42,15 +42,15 @@ class Board:
         """The losses since the last call, from their sums over the epoch, and the learning rate."""
         steps, losses = self.shown
         if sums['steps'] > steps:  # else all since then were skipped
-            table = (sums['losses'] - losses) / (sums['steps'] - steps)
-            scalars = self.losses(table, 'train') | {'training/learning rate': rate}
+            means = (sums['losses'] - losses) / (sums['steps'] - steps)
+            scalars = self.scalars(means, 'train') | {'training/learning rate': rate}
             self.shown = sums['steps'], sums['losses'].clone()
             self.write(step, scalars)
 
-    def epoch(self, metrics, valid, pictures):
+    def epoch(self, metrics, valid_losses, pictures):
         """An epoch's end: its metrics by name, validation losses (L, S), and pictures by name."""
         self.shown = 0, 0
-        scalars = self.losses(valid, 'validation') | {
+        scalars = self.scalars(valid_losses, 'validation') | {
             'training/images per second': metrics['images_per_second'],
             'training/share of time waiting for data': metrics['data_wait'],
             'training/skipped steps': metrics['skipped'],

@@ -19,17 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.checkpoint import (
-    bare_names,
-    check_plain,
-    first_of,
-    misfits,
-    read_checkpoint,
-    write_atomically,
-)
+from utils.checkpoint import check_plain, read_checkpoint, write_atomically
 from utils.config import apply_settings, check_config, flatten, load_task
 from utils.errors import UserError, exit_code
 from utils.run import find_run
+from utils.weights import bare_names, describe_misfits, shorten
 
 POSENET = 'models.posenet.PoseNet'  # the network whose sizes follow from its weights
 FIRST, MMPOSE_FIRST = 'pre.0.conv.weight', 'backbone.stem.0.conv.weight'
@@ -107,7 +101,7 @@ def network_sizes(weights, path):
         raise UserError(
             f'{path} holds another network: expected names such as {FIRST} (the original, this '
             f'program) or {MMPOSE_FIRST} (mmpose 0.x, hourglass_ae), found '
-            f'{first_of(list(weights)) or "none"}'
+            f'{shorten(list(weights)) or "none"}'
         )
     stages = [f'features.0.0.{"low2." * depth}up1' for depth in range(4)]
     stages.append('features.0.0.low2.low2.low2.low2')
@@ -124,7 +118,7 @@ def network_sizes(weights, path):
         missing = [f'{layer}.conv.weight' for layer in layers if width(layer) is None]
         raise UserError(
             f'{path} is not a stacked hourglass of this kind: expected also '
-            f'{first_of(missing)}, found {first_of(sorted(weights))}'
+            f'{shorten(missing)}, found {shorten(sorted(weights))}'
         )
     steps = {b - a for a, b in zip(widths, widths[1:], strict=False)}
     if len(steps) > 1 or min(steps) < 0:
@@ -164,7 +158,7 @@ def config_in(checkpoint, path):
     try:
         return apply_settings(config, settings) | {'run': {'task': task}}
     except UserError as error:
-        raise UserError(f'{path} has a config with an invalid value: {error}') from None
+        raise UserError(f'{path} has a config that cannot be used: {error}') from None
 
 
 def convert(path, run):
@@ -187,10 +181,10 @@ def convert(path, run):
     try:
         check_config(config)
     except UserError as error:
-        raise UserError(f'{path} has an invalid config: {error}') from None
+        raise UserError(f'{path} has a config that cannot be used: {error}') from None
     with torch.device('meta'):  # only names and shapes: a file may claim any size
         network = load_task(config['run']['task']).make_network(config).network
-    problem = misfits(network.state_dict(), weights)
+    problem = describe_misfits(network.state_dict(), weights)
     if problem:
         raise UserError(f'{path} does not fit the network that its shapes suggest: {problem}')
     config['run']['source'] = {'file': Path(path).name, 'sha256': sha256(path)}

@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+from torch import nn
 
 from utils import dist
 
@@ -49,3 +50,14 @@ def one_thread():
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def spread(task, device):
+    """The task on all GPUs: of every rank under torchrun, else of this machine."""
+    if dist.active():
+        if device.type == 'cuda':  # there is no SyncBatchNorm for CPUs
+            nn.SyncBatchNorm.convert_sync_batchnorm(task)
+        gpus = [device.index] if device.type == 'cuda' else None
+        # Before each pass rank 0's BatchNorm statistics go to all, so only its own count.
+        return nn.parallel.DistributedDataParallel(task, device_ids=gpus)
+    return nn.DataParallel(task) if torch.cuda.device_count() > 1 else task

@@ -15,18 +15,21 @@ import torch.distributed as distributed
 
 # One rank may be busy alone for long: reading a checkpoint, computing COCO's figures.
 PATIENCE = datetime.timedelta(hours=1)
+store = None  # where processes meet; it outlives each of them
 
 
 def start():
     """Joins the other processes if torchrun started this one; called once by an entry script."""
+    global store
     if distributed.is_torchelastic_launched() and not distributed.is_initialized():
         store, number, count = next(distributed.rendezvous('env://', timeout=PATIENCE))
         # The store outlives a restart, and with it the addresses of processes that have gone.
         attempt = f'attempt {os.environ["TORCHELASTIC_RESTART_COUNT"]} of {count}'
+        store = distributed.PrefixStore(attempt, store)
         distributed.init_process_group(
             # Names of both backends: tensors on a GPU travel by NCCL, those on the CPU by gloo.
             'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo',
-            store=distributed.PrefixStore(attempt, store),
+            store=store,
             rank=number,
             world_size=count,
             timeout=PATIENCE,
@@ -67,6 +70,14 @@ def local_world_size():
 def is_loss_of_rank(error):
     """Whether a RuntimeError says that another rank has gone while this one waited for it."""
     return active() and (isinstance(error, distributed.DistBackendError) or 'gloo' in str(error))
+
+
+def is_first_to_say(text):
+    """Whether no other process of this machine has asked this about the same text."""
+    try:
+        return not active() or store.add(f'{os.environ["GROUP_RANK"]} said {text}', 1) == 1
+    except RuntimeError:  # the store has gone: better twice than never
+        return True
 
 
 def any_rank(flag):

@@ -18,31 +18,30 @@ class UserError(Exception):
 def exit_code(main):
     """Calls main() and leaves the other ranks; returns the exit code.
 
-    A UserError becomes one line on stderr and the exit code 2. All ranks of a machine raise it
-    alike, since they see the same files, and the first of them speaks for the machine.
+    A UserError becomes one line on stderr and the exit code 2. Ranks that raise the same one say it
+    once per machine.
     """
     try:
         code = main() or 0
     except UserError as error:
-        if dist.local_rank() == 0:
-            print(f'error: {" ".join(str(error).splitlines())}', file=sys.stderr)
+        text = f'error: {" ".join(str(error).splitlines())}'
+        if dist.is_first_to_say(text):
+            print(text, file=sys.stderr, flush=True)
         return 2
     except (RuntimeError, EOFError, ConnectionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if dist.is_loss_of_rank(error):
-            print(
-                f'error: rank {dist.rank()} lost another rank, see there: {reason}', file=sys.stderr
-            )
+            rank = dist.rank()
+            print(f'error: rank {rank} lost another rank, see there: {reason}', file=sys.stderr)
             return 1
-        # The last two come of reading from a worker that has gone.
+        # The last two come from reading from a worker that has gone.
         if isinstance(error, RuntimeError) and 'DataLoader worker' not in reason:
             raise
         print(
-            'error: a process that loads images died, most likely for want of memory '
-            f'({reason}): lower num_workers or batchsize (--set), or give the machine more '
-            '(shared) memory; what was saved is intact, and training goes on from it with -c',
-            file=sys.stderr,
-        )
+            f'error: a process that loads images died, most likely out of memory ({reason}): '
+            'lower num_workers or batchsize (--set), or give the machine more (shared) memory; '
+            'what was saved is intact, and training goes on from it with -c', file=sys.stderr,
+        )  # fmt: skip
         return 2
     finally:
         end_workers()

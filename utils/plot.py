@@ -7,7 +7,6 @@ Losses of training (solid) and validation (dashed), AP and learning rate, agains
 """
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from utils.checkpoint import write_atomically
 from utils.errors import UserError, exit_code
+from utils.metrics import read_metrics
 from utils.run import find_run
 
 COLUMNS = 3
@@ -27,32 +27,24 @@ TRAIN = {'linestyle': '-', 'marker': 'o', 'ms': 3.5, 'lw': 1.4, 'label': 'traini
 VALID = {'linestyle': '--', 'marker': 's', 'ms': 3.5, 'lw': 1.4, 'label': 'validation'}
 
 
-def read_metrics(run):
+def read_epochs(run):
     """The figures of a run, one dict per epoch in order; UserError where there are none.
 
     The last line may be half, of a run that was killed while another program wrote it.
     """
-    path = run.folder / 'metrics.jsonl'
+    path = run.metrics_path
     try:
-        lines = path.read_text(errors='replace').splitlines()
+        epochs = read_metrics(path)
     except OSError:
         raise UserError(
             f'{path} cannot be read: expected a run of train.py that has finished an epoch'
         ) from None
-    epochs = []
-    for number, line in enumerate(lines, 1):
-        try:
-            epoch = json.loads(line)
-            if not is_number(epoch['images']):
-                raise ValueError
-        except (ValueError, TypeError, KeyError):
-            if number == len(lines):
-                break
-            raise UserError(f'{path}, line {number} is no epoch of train.py: {line[:60]}') from None
-        epochs.append(epoch)
-    if not epochs:
+    broken = [n for n, e in enumerate(epochs, 1) if not e or not is_number(e.get('images'))]
+    if broken and broken[0] < len(epochs):
+        raise UserError(f'{path}, line {broken[0]} is no epoch of train.py')
+    if len(epochs) == len(broken):
         raise UserError(f'{path} holds no whole epoch yet')
-    return epochs
+    return epochs[: len(epochs) - len(broken)]
 
 
 def is_number(value):
@@ -126,7 +118,7 @@ def parse_args():
 def main():
     args = parse_args()
     runs = [find_run(text) for text in args.runs]
-    figure = draw_curves({run.name: read_metrics(run) for run in runs})
+    figure = draw_curves({run.name: read_epochs(run) for run in runs})
     kind = args.out.suffix.removeprefix('.') or 'png'
     known = figure.canvas.get_supported_filetypes()
     if kind not in known:

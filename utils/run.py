@@ -42,6 +42,7 @@ class Run:
         homes = [home for home in self.homes if (home / name).is_dir()]
         self.folder = (homes or self.homes)[0] / name
         self.config_path = self.folder / 'config.json'
+        self.metrics_path = self.folder / 'metrics.jsonl'
 
     def checkpoint(self, which='checkpoint'):
         """The path of the latest checkpoint, or with 'best' of the best one."""
@@ -67,15 +68,11 @@ class Run:
     def config(self, task):
         """The run's own config, or where it has none (foreign weights) that of the task."""
         try:
-            saved = json.loads(self.config_path.read_text())
+            return complete(json.loads(self.config_path.read_text()))
         except FileNotFoundError:
             return copy.deepcopy(load_task(task).__config__) | {'run': {'task': task}}
-        except (ValueError, RecursionError) as error:
-            raise UserError(f'{self.config_path} is no JSON ({error})') from None
-        try:
-            return complete(saved)
-        except (TypeError, KeyError, RecursionError):
-            raise UserError(f'{self.config_path} is not the config of a run') from None
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UserError(f'{self.config_path} is not the config of a run ({error})') from None
         except UserError as error:
             raise UserError(f'{self.config_path}: {error}') from None
 
@@ -92,17 +89,15 @@ class Run:
 
         launch: the marks of the torchrun that started this (dist.launch_marks). Raises UserError.
         """
-        history = config['run'].setdefault('commands', [])
-        history.append(
-            {
-                'command': shlex.join(['python', *sys.argv]),
-                'python': sys.version.split()[0],
-                'torch': str(torch.__version__),
-                'commit': git_commit(),
-                'ranks': dist.world_size(),
-                'launch': list(launch),
-            }
-        )
+        record = {
+            'command': shlex.join(['python', *sys.argv]),
+            'python': sys.version.split()[0],
+            'torch': str(torch.__version__),
+            'commit': git_commit(),
+            'ranks': dist.world_size(),
+            'launch': list(launch),
+        }
+        config['run'].setdefault('commands', []).append(record)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.config_path, config)
@@ -117,22 +112,6 @@ class Run:
         with open(self.folder / 'log', 'a') as stream:
             stream.write(text + '\n')
 
-    def add_metrics(self, metrics):
-        """Adds the figures of an epoch to metrics.jsonl, in place of earlier ones of that epoch."""
-        path = self.folder / 'metrics.jsonl'
-        lines = path.read_text(errors='replace').splitlines() if path.exists() else []
-        numbers = [epoch_of(line) for line in lines]
-        if None in numbers:
-            self.log(f'{path}: left out {numbers.count(None)} lines that are broken')
-        # A run that died between figures and checkpoint does its last epoch again.
-        lines = [
-            line
-            for line, epoch in zip(lines, numbers, strict=True)
-            if epoch is not None and epoch < metrics['epoch']
-        ]
-        text = '\n'.join([*lines, json.dumps(metrics)]) + '\n'
-        write_atomically(path, lambda stream: stream.write(text.encode()))
-
     def save(self, state, which='checkpoint'):
         """Saves a checkpoint; a kill at any moment leaves the old one or the new one.
 
@@ -144,15 +123,6 @@ class Run:
             if isinstance(error.__context__, OSError):  # which torch.save hides behind its own
                 raise error.__context__ from None
             raise
-
-
-def epoch_of(line):
-    """The epoch that a line of metrics.jsonl is of, or None if it is broken."""
-    try:
-        epoch = json.loads(line)['epoch']
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return epoch if type(epoch) is int else None
 
 
 def git_commit():

@@ -23,6 +23,7 @@ from conftest import TINY, crowd_entry, draw_photo, person_entry, stand
 
 import train
 from data.coco_pose import ref
+from utils.stop import Stopper
 
 SIZE = 60, 80  # height and width of the photos
 OWN_JOINTS = ['head', 'left_hand', 'right_hand', 'left_foot', 'right_foot']
@@ -83,9 +84,9 @@ def make_material(folder):
         exp='run1', continue_exp=None, task='pose', init=None, set=[*TINY, 'train.epochs=2', *data]
     )
     with contextlib.redirect_stdout(io.StringIO()):
-        training = train.Training(*train.open_run(args))
-        training.loop()
-    training.save()
+        model, loaders, state, report = train.prepare(args)
+        train.train(model, loaders, state, report, Stopper())
+    train.save(state, report)
 
 
 class Material:

@@ -56,6 +56,7 @@ from task import pose
 from utils import convert
 from utils.config import apply_settings, flatten
 from utils.errors import UserError
+from utils.metrics import add_metrics
 from utils.run import Run
 
 SECONDS, BYTES = 10, 2 << 30  # that a case may take
@@ -83,7 +84,7 @@ def checkpoint_case(material, rng):
     path = write_run(material, data, material.config)
     use = [continue_run, evaluate_run, convert_run][int(rng.integers(3))]
     # A config within it becomes that of a new run, whose values are named by their keys.
-    words = (path.name, 'losses are not finite', *flatten(pose.__config__))
+    words = (path.name, 'are not finite at step', *flatten(pose.__config__))
     return f'{form} format, {what}', words, lambda: use(material, exact)
 
 
@@ -102,9 +103,9 @@ def config_case(material, rng):
             fraction = type(known[key]) is float and type(value) is int
             assert fraction or type(value) is type(known[key]), f'{key}: {value!r}'
             assert not isinstance(value, float) or math.isfinite(value), f'{key}: {value!r}'
-        training = open_training()
-        sample = training.loaders['train'].dataset[0, 0]
-        check_sample(sample, training.settings, len(ref.names_of(training.config['data'])))
+        _, loaders, state, _ = open_training()
+        sample, config = loaders['train'].dataset[0, 0], state.config
+        check_sample(sample, config['train'], len(ref.names_of(config['data'])))
         test.load('run1')
 
     # A value that fits no other value, path or network is named by its key or by what it is.
@@ -168,7 +169,7 @@ def metrics_case(material, rng):
 
     def use():
         whole = set(material.metrics.splitlines()) & set(data.splitlines())
-        run.add_metrics({'epoch': 99, 'step': 3})
+        add_metrics(path, {'epoch': 99, 'step': 3})
         lines = path.read_bytes().splitlines()
         assert whole <= set(lines)
         epochs = [json.loads(line)['epoch'] for line in lines]
@@ -199,25 +200,25 @@ def write_run(material, checkpoint, config):
 def open_training():
     """What `train.py -c run1` has before its first step."""
     args = SimpleNamespace(exp='pose', continue_exp='run1', task='pose', init=None, set=[])
-    return train.Training(*train.open_run(args))
+    return train.prepare(args)
 
 
 def continue_run(material, exact):
     """Resumes the run and takes a step."""
-    training, before = open_training(), material.state
-    own = training.task.network.state_dict()
+    (model, loaders, state, report), before = open_training(), material.state
+    own = state.network.state_dict()
     if exact:
         assert equal(own, before['state_dict'])
-        assert equal(training.optimizer.state_dict()['state'], before['optimizer']['state'])
-        for key in ('step', 'epoch', 'samples', 'best', 'sums'):
-            assert equal(getattr(training, key), before[key]), key
+        assert equal(state.optimizer.state_dict()['state'], before['optimizer']['state'])
+        for key, value in state.progress().items():
+            assert equal(value, before[key]), key
         assert equal(torch.get_rng_state(), before['random']['cpu'])
     assert all(value.isfinite().all() for value in own.values())
-    batch = next(iter(training.loaders['train']))
-    table, taken = training.train_step(batch)
-    training.read_losses([(training.step + 1, batch['image_id'], table, taken)])
-    assert all(value.isfinite() for value in training.mean_losses().flatten())
-    assert training.save()
+    batch, settings = next(iter(loaders['train'])), state.config['train']
+    step = train.train_step(model, state.optimizer, batch, 1e-3, settings, torch.float32)
+    train.add_losses(state, [(state.step + 1, batch['image_id'], *step)], report)
+    assert all(math.isfinite(value) for value in state.losses().values())
+    assert train.save(state, report)
 
 
 def evaluate_run(material, exact, name='run1'):

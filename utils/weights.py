@@ -1,0 +1,59 @@
+"""Weights by name: what keeps them from being those of a network, and their way into it."""
+
+import re
+
+from utils.errors import UserError
+
+# Layers of the network whose shape depends on the number of output channels.
+OUTPUT_LAYERS = ('outs.', 'merge_preds.')
+
+
+def bare_names(state_dict):
+    """The weights without the prefixes of the wrappers they were saved from."""
+    return {re.sub(r'^(model\.|module\.)+', '', name): value for name, value in state_dict.items()}
+
+
+def describe_misfits(wanted, found):
+    """What keeps the weights `found` from being those of a network, in words; '' if they are.
+
+    wanted, found: tensors by name; of `wanted` only the shapes count.
+    """
+    differences = {
+        'missing': [k for k in wanted if k not in found],
+        'unexpected': [k for k in found if k not in wanted],
+        'of another shape': [
+            f'{k} {tuple(found[k].shape)}, not {tuple(v.shape)}'
+            for k, v in wanted.items()
+            if k in found and found[k].shape != v.shape
+        ],
+    }
+    return '; '.join(f'{len(v)} {k} ({shorten(v)})' for k, v in differences.items() if v)
+
+
+def shorten(names, count=3):
+    """The first of many names: 'a, b, c, ...'."""
+    return ', '.join([*names[:count], *['...'][: len(names) > count]])
+
+
+def load_network(network, state_dict, path, any_outputs=False):
+    """Copies weights into a network, name by name; UserError with the first that do not fit.
+
+    Names may have the prefixes of the wrappers they were saved from, as published weights do.
+    any_outputs: whether layers that differ in the number of output channels keep the network's own
+    weights, for a new run may have other joints. Returns the names of these layers.
+    """
+    wanted, found, own = network.state_dict(), bare_names(state_dict), set()
+    if any_outputs:
+        own = {
+            name.rpartition('.')[0]  # 'outs.0.conv' of 'outs.0.conv.bias'
+            for name, value in wanted.items()
+            if name.startswith(OUTPUT_LAYERS) and name in found and found[name].shape != value.shape
+        }
+        found |= {name: value for name, value in wanted.items() if name.rpartition('.')[0] in own}
+    if problem := describe_misfits(wanted, found):
+        raise UserError(
+            f'{path} does not fit the network of this config: {problem}; '
+            "set the config's model.* to the sizes it was trained with"
+        )
+    network.load_state_dict(found)
+    return sorted(own)
