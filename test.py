@@ -13,10 +13,7 @@ from test import load, multiperson, aggregate the same from Python, see README.m
 """
 
 import argparse
-import contextlib
-import copy
 import importlib
-import io
 import json
 import sys
 from itertools import zip_longest
@@ -26,13 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from data.coco_pose import dp, ref
-from data.coco_pose.pictures import VISIBLE, write_pictures
-from data.coco_pose.submission import write_submission
+from data.coco_pose.photo import read_photo
+from data.coco_pose.results import VISIBLE, coco_scores, to_coco, write_pictures, write_submission
+from data.coco_pose.splits import open_file
 from data.photos import Results, list_files, open_pictures
 from task import pose
 from utils import dist
@@ -45,7 +41,6 @@ from utils.errors import UserError, exit_code
 from utils.group import HeatmapParser, adjust
 from utils.run import Run
 
-STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
 DIVERGED = 10  # a heatmap, trained toward 1, that exceeds this is noise
 CACHED = 2**18  # values of maps that refine looks at together: about what a CPU's cache holds
 
@@ -89,7 +84,7 @@ def load(name, which='checkpoint', task='pose', settings=()):
         return run.config(task)
 
     config = apply_settings(dist.share(read_config), settings)
-    check_config(config, len(ref.joints_of(config['data']).names))
+    check_config(config, len(ref.get_joints(config['data']).names))
     network = load_task(config['run']['task']).make_network(config).network
     load_network(network, read_checkpoint(path)['state_dict'], path)
     device = choose_device()
@@ -229,7 +224,7 @@ def maps_of(preds, frames, size, scales, config):
 
     size: the photo's (height, width).
     """
-    joints = ref.joints_of(config['data'])
+    joints = ref.get_joints(config['data'])
     K = len(joints.names)
     merged = merge(preds, scales, K, list(joints.flip))
     if merged is None:
@@ -254,7 +249,7 @@ def maps_of(preds, frames, size, scales, config):
 
 def find_people(preds, frames, size, scales, config):
     """People and scores of one photo from its network outputs, see `maps_of` and `group`."""
-    order = ref.joints_of(config['data']).order
+    order = ref.get_joints(config['data']).order
     return group(*maps_of(preds, frames, size, scales, config), config['test'], order)
 
 
@@ -294,35 +289,36 @@ def multiperson(img, func, mode='single', scales=None):
     """
     config = config_of(func)
     maps = aggregate(img, func, scales or config['test']['scales'][mode])
-    return group(*maps, config['test'], ref.joints_of(config['data']).order)
+    return group(*maps, config['test'], ref.get_joints(config['data']).order)
 
 
 class Photos(torch.utils.data.Dataset):
     """The photos of a split as the network's inputs at every scale, for workers to prepare."""
 
-    def __init__(self, split, ids, config, scales):
-        self.paths = [str(split.path(i)) for i in ids]
-        self.records = [split.records[i] for i in ids]
-        self.config, self.scales = config, scales
+    def __init__(self, split, config, scales):
+        self.split, self.config, self.scales = split, config, scales
 
     def __len__(self):
-        return len(self.paths)
+        return len(self.split)
+
+    def read(self, number):
+        """A photo of the split."""
+        return read_photo(self.split.path(number), self.split.sizes[number])
 
     def batches(self, size):
         """Photo numbers in batches of equal input size."""
         groups = {}
-        for i, record in enumerate(self.records):
-            # A square input fits photos of any size, also of one that no record tells.
-            square = self.config['test']['square']
-            shape = (1, 1) if square else (record.get('height'), record.get('width'))
-            if None in shape:
-                shape = ref.read_photo(self.paths[i], record).shape[:2]
+        for i, shape in enumerate(self.split.sizes):
+            if self.config['test']['square']:  # which fits photos of any size
+                shape = 1, 1
+            elif not all(shape):  # the file does not say
+                shape = self.read(i).shape[:2]
             frames = input_frames(*shape, self.config, self.scales)
             groups.setdefault(frames[0][0], []).append(i)
         return [same[i : i + size] for same in groups.values() for i in range(0, len(same), size)]
 
     def __getitem__(self, index):
-        photo = ref.read_photo(self.paths[index], self.records[index])
+        photo = self.read(index)
         frames = input_frames(*photo.shape[:2], self.config, self.scales)
         return (
             index,
@@ -338,7 +334,7 @@ def collate(samples):
     return numbers, sizes, frames, [torch.stack(same) for same in zip(*inputs, strict=True)]
 
 
-def predict(func, split, ids, mode, scales=None):
+def predict(func, split, mode, scales=None):
     """The detections of photos as COCO takes them: a list of dicts, best first in each photo.
 
     Under torchrun each rank looks at its share of the photos, and rank 0 returns those of all, just
@@ -346,13 +342,13 @@ def predict(func, split, ids, mode, scales=None):
     """
     config = func.config
     scales = scales or config['test']['scales'][mode]
-    photos = Photos(split, ids, config, scales)
+    photos = Photos(split, config, scales)
     workers = dp.worker_count(config['test']['num_workers'])
     batches = photos.batches(config['test']['batchsize'])
     own = batches[dist.rank() :: dist.world_size()]
     loader = dp.make_loader(photos, workers, batch_sampler=own, collate_fn=collate)
     found = []  # of each own batch, a list of detections
-    bar = tqdm(total=len(ids), desc=f'test {mode}', unit='photo',
+    bar = tqdm(total=len(split), desc=f'test {mode}', unit='photo',
                disable=None if dist.rank() == 0 else True)  # fmt: skip
     with bar:
         for numbers, sizes, frames, inputs in loader:
@@ -364,7 +360,7 @@ def predict(func, split, ids, mode, scales=None):
             for b, number in enumerate(numbers):
                 maps = [pred[b::B] for pred in preds]
                 people, scores = find_people(maps, frames[b], sizes[b], scales, config)
-                found[-1] += to_coco(people, scores, ids[number], split.category_id)
+                found[-1] += to_coco(people, scores, split.ids[number], split.category['id'])
             bar.update(min(B * dist.world_size(), bar.total - bar.n))
     of_ranks = [json.loads(data) for data in dist.gather_bytes(json.dumps(found).encode())]
     if dist.rank() > 0:
@@ -384,7 +380,7 @@ def find_in_files(func, paths, out, scales, maps=False):
     files, problems = list_files(paths, [out, out / 'heatmaps', out / 'tags'])
     for problem in problems:
         print(f'warning: {problem}', file=sys.stderr)
-    joints = ref.joints_of(func.config['data'])
+    joints = ref.get_joints(func.config['data'])
     category = {'id': 1, 'name': 'person', 'keypoints': joints.names}
     category['skeleton'] = [[a + 1, b + 1] for a, b in joints.skeleton]  # COCO counts from 1
 
@@ -417,7 +413,7 @@ def find_in_files(func, paths, out, scales, maps=False):
 
 def add_picture(results, picture, func, scales, sheets):
     """Finds the people in a picture and adds them to Results; sheets: with maps, too."""
-    settings, joints = func.config['test'], ref.joints_of(func.config['data'])
+    settings, joints = func.config['test'], ref.get_joints(func.config['data'])
     det, tag, matrix = aggregate(picture, func, scales)
     people, scores = group(det, tag, matrix, settings, joints.order)
     # What refine fills in is no sight, even where its value is high: that may be another's joint.
@@ -436,52 +432,17 @@ def add_picture(results, picture, func, scales, sheets):
     results.add(picture.shape[:2], entries, drawn, pictures)
 
 
-def to_coco(people, scores, image_id, category_id=1):
-    """People as entries of a COCO results file."""
-    entries = []
-    for i in np.argsort(-scores, kind='stable'):
-        # COCO does not look at the third figure; here it tells how sure a joint is.
-        keypoints = people[i, :, :3].astype(float).round(3).flatten().tolist()
-        score = round(float(scores[i]), 6)
-        entry = {'image_id': image_id, 'category_id': category_id}
-        entries.append(entry | {'keypoints': keypoints, 'score': score})
-    return entries
-
-
-def coco_scores(split, ids, detections):
-    """COCO's ten figures by name, its summary as text, and the COCOeval over `ids` itself."""
-    content = ref.read_annotations(split.file, split.joints)
-    truth, found = COCO(), COCO()
-    text = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.dataset = content
-        truth.createIndex()
-        if detections:
-            found = truth.loadRes(copy.deepcopy(detections))  # which it adds to
-        else:  # loadRes fails on an empty list; nothing found is a result, and scores 0
-            found.dataset = {k: content[k] for k in ('images', 'categories')} | {'annotations': []}
-            found.createIndex()
-        evaluation = COCOeval(truth, found, 'keypoints')
-        evaluation.params.imgIds = ids
-        evaluation.params.kpt_oks_sigmas = np.array(split.joints.sigmas)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    with contextlib.redirect_stdout(text):
-        evaluation.summarize()
-    return dict(zip(STATS, evaluation.stats.tolist(), strict=True)), text.getvalue(), evaluation
-
-
 def evaluate(func, split, mode='single', scales=None, limit=0):
     """COCO AP of a Predictor on a split: figures by name, summary, COCOeval, and the detections.
 
-    split: a ref.Split; limit: only its first photos, 0 for all. All ranks take part, rank 0 has the
-    result, and the others get nothing. Raises UserError.
+    split: an annotations.Split; limit: only its first photos, 0 for all. All ranks take part, rank
+    0 has the result, and the others get nothing. Raises UserError.
     """
-    ids = split.ids[:limit] if limit else split.ids
-    detections = predict(func, split, ids, mode, scales)
+    split = split.select(slice(limit or None))
+    detections = predict(func, split, mode, scales)
     if dist.rank() > 0:
         return {}, '', None, detections
-    return *coco_scores(split, ids, detections), detections
+    return *coco_scores(split, detections), detections
 
 
 def parse_scales(text):
@@ -547,11 +508,12 @@ def main():
             print(f'{len(problems)} could not be read, see the warnings', file=sys.stderr)
         return 1 if problems else 0
     if args.annotations:
-        joints = ref.joints_of(func.config['data'])
-        split = ref.open_file(args.annotations, args.images[0], joints)
+        joints = ref.get_joints(func.config['data'])
+        split = open_file(args.annotations, args.images[0], joints)
     else:
-        split = importlib.import_module(func.config['data_provider']).open_valid(func.config)
-    if any(map(ref.has_people, split.annotations)):
+        provider = importlib.import_module(func.config['data_provider'])
+        split = provider.init(func.config, train=False)['valid_split']
+    if split.count_people().any():
         measure(func, split, run, args, settings)
     else:
         submit(func, split, run, args)
@@ -560,13 +522,13 @@ def main():
 
 def submit(func, split, run, args):
     """Evaluates photos without labels: what COCO's server takes, in the folder of the run."""
-    ids = split.ids[: args.limit] if args.limit else split.ids
-    detections = predict(func, split, ids, args.mode, args.scales)
+    split = split.select(slice(args.limit or None))
+    detections = predict(func, split, args.mode, args.scales)
     if dist.rank() > 0:
         return
     path, archive = write_submission(run.folder, run.name, split, detections)
     print(
-        f'{split.file} has no labels, so there is no AP: {len(detections)} people in {len(ids)} '
+        f'{split.file} has no labels, so there is no AP: {len(detections)} people in {len(split)} '
         f'photos are in {path} and, to be uploaded, in {archive.name} beside it'
     )
 
@@ -586,7 +548,7 @@ def measure(func, split, run, args, settings):
     if args.annotations:
         name += f' on {Path(args.annotations).name}'
     kept[name] = figures | {
-        'photos': min(args.limit or len(split.ids), len(split.ids)),
+        'photos': min(args.limit or len(split), len(split)),
         'people': len(detections),
         'checkpoint': args.checkpoint,
         'settings': settings,

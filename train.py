@@ -23,6 +23,8 @@ from torch import nn
 from tqdm import tqdm
 
 from data.coco_pose import dp, ref
+from data.coco_pose.photo import read_photo
+from data.coco_pose.splits import trains_on_valid
 from test import Predictor, aggregate, evaluate, group
 from utils import dist
 from utils.board import Board
@@ -153,10 +155,10 @@ class Training:
                 'note: BatchNorm sees the images of '
                 + ('all ranks together' if of_all else 'one rank and one backward pass at a time')
             )
-        joints = ref.describe(ref.joints_of(config['data']))
+        joints = ref.describe(ref.get_joints(config['data']))
         if joints:
             self.say(joints)
-        if ref.trains_on_valid(config['data']):
+        if trains_on_valid(config['data']):
             self.say('note: validation uses the training photos; its AP measures memory')
         if self.step:
             self.say(f'continuing at step {self.step}, epoch {self.epoch + 1}')
@@ -357,8 +359,8 @@ class Training:
         split, settings = self.loaders['valid_split'], self.config['test']
         figures, *_ = evaluate(func, split)
         joints, pictures = split.joints, {}
-        for image_id in split.ids[: SHOWN if dist.rank() == 0 else 0]:
-            photo = ref.read_photo(split.path(image_id), split.records[image_id])
+        for number, image_id in enumerate(split.ids[: SHOWN if dist.rank() == 0 else 0]):
+            photo = read_photo(split.path(number), split.sizes[number])
             det, tag, matrix = aggregate(photo, func, settings['scales']['single'])
             people, scores = group(det, tag, matrix, settings | {'refine': False}, joints.order)
             pictures[f'predictions/{image_id}'] = draw_prediction(
@@ -508,7 +510,7 @@ def choose_run(args, run, launch):
         config = run.config(args.task)
     else:
         config = copy.deepcopy(load_task(args.task).__config__) | {'run': {'task': args.task}}
-    made_for = len(ref.names_of(config['data']))
+    made_for = len(ref.joint_names(config['data']))
     if args.init and not resumes:
         config, made_for = start_from(find_run(args.init), config)
     config = apply_settings(config, args.set)
@@ -516,8 +518,8 @@ def choose_run(args, run, launch):
         check_config(config)
         provider = importlib.import_module(config['data_provider'])
         # What was set wins over what follows from the joints.
-        config = apply_settings(provider.with_joints(config, made_for), args.set)
-    check_config(config, len(ref.joints_of(config['data']).names))
+        config = apply_settings(provider.prepare(config, made_for), args.set)
+    check_config(config, len(ref.get_joints(config['data']).names))
     return config, resumes
 
 
@@ -550,7 +552,7 @@ def start_from(source, config):
     its = source.config(config['run']['task'])
     run = config['run'] | {'init': str(source.weights())}
     config = config | {'network': its['network'], 'model': its['model'], 'run': run}
-    return config, len(ref.names_of(its['data']))
+    return config, len(ref.joint_names(its['data']))
 
 
 def parse_args():

@@ -126,8 +126,8 @@ def main():
     task = load_task(args.task).__config__ | {'run': {'task': args.task}}
     config = apply_settings(task, args.set)
     check_config(config)
-    config = provider_of(config).with_joints(config)
-    skeleton = ref.joints_of(config['data']).skeleton
+    config = provider_of(config).prepare(config)
+    skeleton = ref.get_joints(config['data']).skeleton
     pairs = [draw_sample(sample, skeleton) for sample in samples_of(config, args.n)]
     try:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,10 @@ import cv2
 import numpy as np
 import torch
 
-from data.coco_pose import ref
+from data.coco_pose import ref, splits
+from data.coco_pose.annotations import read_file
 from data.coco_pose.augment import centred, colour, jittered, mirror, warp_sample
+from data.coco_pose.photo import crowd_mask, read_photo
 from utils import dist
 from utils.errors import UserError
 
@@ -38,7 +40,7 @@ class GenerateHeatmap:
         windows = np.lib.stride_tricks.sliding_window_view(
             heatmaps, self.window.shape, axis=(1, 2), writeable=True
         )
-        for person, there in zip(*pixels_of(keypoints, R), strict=True):
+        for person, there in zip(*to_pixels(keypoints, R), strict=True):
             k, (x, y) = there.nonzero()[0], person[there].T  # never twice the same map
             windows[k, y, x] = np.maximum(windows[k, y, x], self.window)
         return np.ascontiguousarray(heatmaps[:, reach:-reach, reach:-reach])
@@ -58,7 +60,7 @@ class KeypointsRef:
 
     def __call__(self, keypoints, output_res):
         refs = np.zeros((self.max_num_people, self.num_parts, 2), np.int64)
-        pixels, inside = pixels_of(keypoints[: self.max_num_people], output_res)
+        pixels, inside = to_pixels(keypoints[: self.max_num_people], output_res)
         P, K = inside.shape
         index = (np.arange(K) * output_res + pixels[..., 1]) * output_res + pixels[..., 0]  # (P, K)
         people, joints = inside.nonzero()
@@ -68,7 +70,7 @@ class KeypointsRef:
         return refs
 
 
-def pixels_of(keypoints, output_res):
+def to_pixels(keypoints, output_res):
     """Pixels (P, K, 2) int of points (P, K, 3), and which (P, K) are labelled and inside.
 
     Cut toward zero, as the original does it: a point less than a pixel beyond the left or upper
@@ -80,14 +82,15 @@ def pixels_of(keypoints, output_res):
 
 
 class Dataset(torch.utils.data.Dataset):
-    """Photos with their targets, numbered by (pass over the data, image number).
+    """Photos with their targets, numbered by (pass over the data, photo number).
 
-    split: a ref.Split. settings: the config's 'train'. ranges: the config's 'augmentation', or
-    None for the whole photo as it is. Random choices hang on (seed, pass, image number) alone, so
-    that neither workers nor a resume change them.
+    split: an annotations.Split. settings: the config's 'train'. ranges: the config's
+    'augmentation', or None for the whole photo as it is. Random choices depend on (seed, pass,
+    photo number) alone, so that neither workers nor a resume change them.
     """
 
     def __init__(self, split, settings, ranges=None):
+        self.split = split
         self.seed = settings['seed']
         self.input_res, self.output_res = settings['input_res'], settings['output_res']
         self.ranges = ranges
@@ -95,23 +98,9 @@ class Dataset(torch.utils.data.Dataset):
         self.flip = list(split.joints.flip)
         self.heatmaps = GenerateHeatmap(self.output_res, len(self.flip), sigma)
         self.keypoints = KeypointsRef(settings['max_num_people'], len(self.flip))
-        self.ids = split.ids
-        self.records = [split.records[i] for i in self.ids]
-        self.paths = [str(split.path(i)) for i in self.ids]
-        # Only what training needs, in arrays: a whole COCO file as Python objects would grow into
-        # a copy of its own in every worker.
-        self.people = {i: [] for i in self.ids}
-        self.crowds = {i: [] for i in self.ids}
-        # The largest people first: those are kept where there are more than max_num_people.
-        for annotation in sorted(split.annotations, key=lambda a: -a['area']):
-            if ref.has_people(annotation):
-                joints = np.array(annotation['keypoints'], np.float32).reshape(-1, 3)
-                self.people[annotation['image_id']].append(joints)
-            elif annotation['iscrowd']:
-                self.crowds[annotation['image_id']].append(annotation)
 
     def __len__(self):
-        return len(self.ids)
+        return len(self.split)
 
     def __getitem__(self, number):
         """One sample as a dict of arrays; `problem` says why another photo stands in for this one.
@@ -124,7 +113,7 @@ class Dataset(torch.utils.data.Dataset):
         for other in range(len(self)):
             chosen = (index + other) % len(self)
             try:
-                photo = ref.read_photo(self.paths[chosen], self.records[chosen])
+                photo = read_photo(self.split.path(chosen), self.split.sizes[chosen])
             except UserError as error:
                 problem = problem or str(error)
                 continue
@@ -134,11 +123,13 @@ class Dataset(torch.utils.data.Dataset):
     def sample(self, photo, index, turn):
         """The sample of photo number `index` in pass number `turn`."""
         height, width = photo.shape[:2]
-        image_id = self.ids[index]
         rng = np.random.default_rng((self.seed, turn, index))
-        people = np.array(self.people[image_id], np.float32).reshape(-1, len(self.flip), 3)
-        crowds = self.crowds[image_id]
-        crowd = ref.crowd_mask(crowds, height, width) if crowds else None
+        rows = self.split.people(index)
+        # The largest people first: those are kept where there are more than max_num_people.
+        rows = rows[np.argsort(-self.split.areas[rows], kind='stable')]
+        people = self.split.keypoints[rows].astype(np.float32)
+        crowds = self.split.crowds(index)
+        crowd = crowd_mask(crowds, height, width) if crowds else None
         geometry = (
             jittered(height, width, self.ranges, rng) if self.ranges else centred(height, width)
         )
@@ -153,7 +144,7 @@ class Dataset(torch.utils.data.Dataset):
             'masks': np.ascontiguousarray(mask),
             'keypoints': self.keypoints(people, self.output_res),
             'heatmaps': self.heatmaps(people),
-            'image_id': image_id,
+            'image_id': int(self.split.ids[index]),
         }
 
 
@@ -179,7 +170,7 @@ class Passes(torch.utils.data.Sampler):
 class RankBatches(torch.utils.data.Sampler):
     """Batches of `batchsize` numbers over all ranks: of each, the share that this rank loads.
 
-    The batches themselves do not hang on how many ranks there are.
+    The batches themselves do not depend on how many ranks there are.
     """
 
     def __init__(self, numbers, batchsize):
@@ -229,28 +220,33 @@ def make_loader(dataset, workers, **options):
     )
 
 
-def with_joints(config, made_for=None):
-    """The config of a new run with all that is to be known of its joints, see ref.fill_in."""
-    return ref.with_joints(config, made_for)
+def prepare(config, made_for=None):
+    """The config of a new run with all of its joints, as its annotations name them.
+
+    made_for: how many joints model.oup_dim is for, where that is not the config's own number.
+    Raises UserError, and for a missing file or folder does so before it reads any.
+    """
+    train, valid = splits.sources(config['data'])
+    splits.check_sources(train, valid)
+    category = read_file(train[0]).category
+    return ref.fill_in(config, category if category['keypoints'] else None, train[0], made_for)
 
 
-def open_valid(config):
-    """The validation split of a config (a ref.Split). Raises UserError."""
-    return ref.open_valid(config['data'])
-
-
-def init(config, samples_done=0):
+def init(config, samples_done=0, train=True):
     """The loaders of a config: {'train': endless batches, 'valid': valid_iters batches}.
 
     Under torchrun each rank's loaders give its own share of every batch. Beside them 'valid_split',
-    the ref.Split that evaluation uses whole. samples_done: training samples that earlier batches
-    have used, over all ranks. Raises UserError.
+    the annotations.Split that evaluation uses whole; without `train` it comes alone, and only its
+    own file is read. samples_done: training samples that earlier batches have used, over all ranks.
+    Raises UserError.
     """
+    if not train:
+        return {'valid_split': splits.open_valid(config['data'])}
     settings = config['train']
     workers = worker_count(settings['num_workers'])
     batchsize = settings['batchsize']
     ranges = config['augmentation'] if settings['augment'] else None
-    train_split, valid_split = ref.open_splits(config['data'])
+    train_split, valid_split = splits.open_splits(config['data'])
     train, valid = Dataset(train_split, settings, ranges), Dataset(valid_split, settings)
     # The same images in the same order every time: differences come from the network alone.
     numbers = [(0, i % len(valid)) for i in range(settings['valid_iters'] * batchsize)]

@@ -1,0 +1,324 @@
+"""A COCO annotation file as flat arrays: a Split, the part of its photos that one phase uses."""
+
+import functools
+import json
+import re
+from array import array
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Raw
+from pycocotools import mask as rle_mask
+
+from data.coco_pose import ref
+from data.coco_pose.photo import MOST_PIXELS
+from utils import dist
+from utils.errors import UserError
+
+FAR = 1_000_000  # pixels; no coordinate is that large
+LARGE = 20_000_000  # bytes of a file whose reading is announced
+# A path that stays in its folder, and that the system can have: neither absolute nor with '..'.
+INSIDE = re.compile(r'(?![/\\]|\w:|(.*[/\\])?\.\.([/\\]|$))[^\0\ud800-\udfff]+', re.DOTALL)
+NUMBER = re.compile('[P-o]{0,6}[0-O]')  # in COCO's compressed run lengths
+
+Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Side = Annotated[int, Meta(ge=1, lt=FAR)]
+Number = Annotated[float, Meta(gt=-FAR, lt=FAR)]
+Length = Annotated[float, Meta(ge=0, lt=FAR)]
+Outline = Annotated[list[Number], Meta(min_length=6)]  # of a polygon: x, y, x, y, ...
+
+
+# The fields that are read, and what they must be. All others are skipped while a file is parsed.
+class ImageEntry(msgspec.Struct, gc=False):
+    id: Whole
+    file_name: str
+    height: Side | None = None
+    width: Side | None = None
+
+    def __post_init__(self):
+        if not INSIDE.fullmatch(self.file_name):
+            raise ValueError(f'file_name is {self.file_name!r:.80}: expected a path inside images')
+
+
+class AnnotationEntry(msgspec.Struct, gc=False):
+    image_id: Whole
+    category_id: Whole | None = None
+    keypoints: list[Number] | None = None  # of each joint x, y, and 0 if it is not labelled
+    iscrowd: bool | None = False
+    bbox: tuple[Number, Number, Length, Length] | None = None  # x, y, width, height
+    area: Annotated[float, Meta(ge=0, lt=FAR**2)] | None = None
+
+
+class RunLengths(msgspec.Struct):
+    size: tuple[Side, Side]  # height, width
+    counts: str | list[Annotated[int, Meta(ge=0, lt=2**31)]]  # of 0 and 1 in turn, by columns
+
+
+class CrowdEntry(msgspec.Struct):
+    segmentation: RunLengths | list[Outline] | None = None
+
+
+class Category(msgspec.Struct):
+    id: Whole | None = None
+    name: Any = None
+    keypoints: list[str] | None = None
+    skeleton: list[tuple[int, int]] | None = None
+
+    def __post_init__(self):
+        names = self.keypoints or ()
+        if names and self.id is None:
+            raise ValueError('id is missing')
+        if len(set(names)) < len(names) or not all(map(str.isprintable, names)):
+            raise ValueError(f'expected different names as keypoints, found {names}')
+
+
+class CocoFile(msgspec.Struct):
+    images: list[Raw]
+    annotations: list[Raw] | None = None
+    categories: list[Category] | None = None
+
+    def __post_init__(self):
+        # Categories that name the same joints are one kind, and the first stands for all of them.
+        kinds = {tuple(c.keypoints): c.name for c in self.categories or () if c.keypoints}
+        if len(kinds) > 1:
+            found = '; '.join(f'{name} ({", ".join(names)})' for names, name in kinds.items())
+            raise ValueError(
+                f'it has {len(kinds)} kinds of joints, a network has one: {found}; keep the '
+                'categories and annotations of one kind'
+            )
+
+
+@dataclass
+class Split:
+    """N photos of an annotation file, and the A annotations of the whole file, as flat arrays.
+
+    A photo is known by its place, from 0, and so is an annotation, in the order of the file.
+    """
+
+    file: str
+    category: dict  # of the people: id, name, skeleton, keypoints: None if the file names no joints
+    ids: np.ndarray  # (N,)
+    names: np.ndarray  # (N,) paths in `folder`
+    sizes: np.ndarray  # (N, 2) height and width, 0 where the file does not say
+    spans: np.ndarray  # (N, 2) where in `order` a photo's annotations start and end
+    order: np.ndarray  # (A,) annotations sorted by their photos
+    keypoints: np.ndarray  # (A, K, 3)
+    num_keypoints: np.ndarray  # (A,) how many of them are labelled
+    boxes: np.ndarray  # (A, 4) x, y, width, height
+    areas: np.ndarray  # (A,)
+    is_crowd: np.ndarray  # (A,)
+    regions: dict  # crowds' compressed run lengths by annotation
+    joints: ref.Joints = ref.COCO
+    folder: Path = Path()
+
+    def __len__(self):
+        return len(self.ids)
+
+    def path(self, number):
+        """Where a photo lies."""
+        return self.folder / self.names[number]
+
+    def annotations(self, number):
+        """The annotations of a photo."""
+        return self.order[slice(*self.spans[number])]
+
+    def people(self, number):
+        """The annotations of a photo that are people with labelled joints."""
+        rows = self.annotations(number)
+        return rows[(self.num_keypoints[rows] > 0) & ~self.is_crowd[rows]]
+
+    def crowds(self, number):
+        """A photo's crowds, as photo.crowd_mask takes them."""
+        rows = self.annotations(number)
+        return [
+            self.regions.get(row, self.boxes[row]) for row in rows[self.is_crowd[rows]].tolist()
+        ]
+
+    def count_people(self):
+        """How many people with labelled joints each photo shows, (N,)."""
+        is_person = ((self.num_keypoints > 0) & ~self.is_crowd)[self.order]
+        start, end = np.concatenate([[0], is_person.cumsum()])[self.spans].T
+        return end - start
+
+    def select(self, numbers):
+        """The Split of just these photos, in this order."""
+        photos = {key: getattr(self, key)[numbers] for key in ('ids', 'names', 'sizes', 'spans')}
+        return replace(self, **photos)
+
+
+class Reader:
+    """The arrays of a file while its entries come in. Raises ValueError on one that is wrong."""
+
+    def __init__(self, categories):
+        named = [category for category in categories if category.keypoints]
+        self.category = msgspec.to_builtins(named[0]) if named else None
+        self.others = {c.id for c in categories if named and not c.keypoints} - {None}
+        self.values = 3 * len(named[0].keypoints) if named else 0  # of a person's keypoints
+        self.places, self.names, self.sizes = {}, [], []  # places of photos by id
+        self.rows, self.regions = [], {}  # place of the photo, is crowd, has keypoints
+        self.keypoints, self.boxes, self.areas = array('d'), array('d'), array('d')
+
+    def add_image(self, entry, raw):
+        if self.places.setdefault(entry.id, len(self.names)) < len(self.names):
+            raise ValueError(f'id is {entry.id}, as that of an earlier one')
+        self.names.append(entry.file_name)
+        self.sizes.append([entry.height or 0, entry.width or 0])
+
+    def add_annotation(self, entry, raw):
+        if entry.category_id in self.others:
+            return
+        if not self.category:
+            number = 1 if entry.category_id is None else entry.category_id
+            self.category = {'id': number, 'name': 'person', 'keypoints': None}
+        keypoints, box = entry.keypoints or [], entry.bbox or (0, 0, 0, 0)
+        self.values = self.values or len(keypoints)
+        if keypoints and (len(keypoints) != self.values or self.values % 3):
+            raise ValueError(f'keypoints: expected {self.values} values, found {len(keypoints)}')
+        if keypoints and not 0 <= min(keypoints[2::3]) <= max(keypoints[2::3]) <= 2:
+            raise ValueError('keypoints: expected 0, 1 or 2 as the third value of every joint')
+        place = self.places.get(entry.image_id, -1)
+        if entry.iscrowd and place >= 0:
+            crowd = msgspec.json.decode(raw, type=CrowdEntry, strict=False)
+            if crowd.segmentation:
+                self.regions[len(self.rows)] = pack(crowd.segmentation, self.sizes[place])
+        self.rows.append((place, bool(entry.iscrowd), bool(keypoints)))
+        self.keypoints.extend(keypoints)
+        self.boxes.extend(box)
+        self.areas.append(box[2] * box[3] if entry.area is None else entry.area)
+
+    def split(self, file):
+        """The Split of all that came in."""
+        places, is_crowd, given = np.array(self.rows, int).reshape(-1, 3).T
+        order, photos = places.argsort(kind='stable'), np.arange(len(self.names))
+        keypoints = np.zeros((len(order), self.values // 3, 3))
+        keypoints[given > 0] = np.reshape(self.keypoints, (sum(given), *keypoints.shape[1:]))
+        return Split(
+            file=file,
+            category=self.category or {'id': 1, 'name': 'person', 'keypoints': None},
+            ids=np.array(list(self.places), np.int64),
+            names=np.array(self.names, np.dtypes.StringDType()),
+            sizes=np.array(self.sizes, np.int32).reshape(-1, 2),
+            spans=np.stack([places[order].searchsorted(photos + end) for end in (0, 1)], 1),
+            order=order,
+            keypoints=keypoints,
+            num_keypoints=(keypoints[..., 2] > 0).sum(1),
+            boxes=np.reshape(self.boxes, (-1, 4)),
+            areas=np.asarray(self.areas),
+            is_crowd=is_crowd > 0,
+            regions=self.regions,
+        )
+
+
+def pack(region, size):
+    """A crowd's RunLengths or polygons as compressed run lengths.
+
+    size: the photo's [height, width], filled in where they are 0. pycocotools checks nothing: it
+    would show memory that it does not own, or take minutes. Raises ValueError.
+    """
+    if is_drawn := isinstance(region, list):
+        if max(np.abs(np.subtract(xy, np.roll(xy, 2))).sum() for xy in region) > FAR:
+            raise ValueError('segmentation: an outline is too long')
+        ends = [max(1, *(int(max(xy[i::2])) + 1 for xy in region)) for i in (1, 0)]
+        height, width = size[0] or ends[0], size[1] or ends[1]
+    else:
+        height, width = region.size
+        size[:] = size[0] or height, size[1] or width
+    pixels = height * width
+    if pixels > MOST_PIXELS or not is_drawn and (height, width) != tuple(size):
+        raise ValueError(f'segmentation: {width} x {height} pixels are not those of its image')
+    if is_drawn:
+        return rle_mask.merge(rle_mask.frPyObjects(region, height, width))
+    packed = isinstance(region.counts, str)
+    counts = unpack(region.counts) if packed else region.counts
+    if min(counts, default=-1) < 0 or sum(counts) != pixels:
+        raise ValueError(f'segmentation: its counts do not add up to {width} x {height} pixels')
+    runs = {'size': [height, width], 'counts': region.counts}
+    return runs if packed else rle_mask.frPyObjects(runs, height, width)
+
+
+def unpack(text):
+    """The run lengths of a compressed form, in any order; [] where it is none.
+
+    A number is given by 5 bits in each character, the lowest first, and all but the first three
+    numbers by their difference to the one before the last.
+    """
+    numbers = NUMBER.findall(text)
+    if ''.join(numbers) != text:
+        return []
+    for i, number in enumerate(numbers):
+        value = sum((ord(char) - 48 & 31) << 5 * place for place, char in enumerate(number))
+        numbers[i] = value - (ord(number[-1]) - 48 & 16) * 2 ** (5 * len(number) - 4)
+    return [*numbers[:1], *accumulate(numbers[1::2]), *accumulate(numbers[2::2])]
+
+
+def explain(error):
+    """What a field must be, in words of a msgspec.DecodeError or ValueError."""
+    text, _, field = str(error).replace('`', '').partition(' - at $.')
+    return f'{field}: {text[0].lower()}{text[1:]}' if field else text
+
+
+def decode(data):
+    """The CocoFile in a file's bytes. Raises msgspec.DecodeError, and what json.loads raises."""
+    decoder = msgspec.json.Decoder(CocoFile, strict=False)
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        # Python's own reader is slow, but takes NaN (here as null) and a byte order mark.
+        content = json.loads(data, parse_constant=lambda _: None)
+        return decoder.decode(msgspec.json.encode(content))
+
+
+def read_entries(file, path):
+    """A Reader with all entries of a file, which are decoded one by one. Raises UserError."""
+    try:
+        content = decode(path.read_bytes())
+    except msgspec.ValidationError as error:
+        raise UserError(f'{file} is not a COCO file of keypoints: {explain(error)}') from None
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise UserError(f'{file} cannot be read as JSON ({error}): download it again') from None
+    reader = Reader(content.categories or [])
+    for kind, struct, add in (
+        ('images', ImageEntry, reader.add_image),
+        ('annotations', AnnotationEntry, reader.add_annotation),
+    ):
+        decoder = msgspec.json.Decoder(struct, strict=False)
+        for number, raw in enumerate(getattr(content, kind) or ()):
+            try:
+                add(decoder.decode(raw), raw)
+            except (msgspec.DecodeError, ValueError) as error:
+                raise UserError(
+                    f'{file}, entry {number} of {kind}: {explain(error)}; correct it, or export '
+                    'the file again as COCO keypoints'
+                ) from None
+    if reader.rows and not reader.keypoints:
+        raise UserError(
+            f'{file} has no keypoints: use person_keypoints_*.json, or export the file again as '
+            'COCO keypoints'
+        )
+    return reader
+
+
+@functools.lru_cache(4)
+def parse(file, path, size, mtime):
+    """See `read_file`."""
+    if size > LARGE and dist.rank() == 0:
+        print(f'reading {file} ({size / 1e6:.0f} MB)', flush=True)
+    return read_entries(file, path).split(file)
+
+
+def read_file(file):
+    """All of a COCO file as a Split, parsed once per process. Raises UserError."""
+    path = ref.find_path(file)
+    try:
+        return parse(file, path, path.stat().st_size, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise UserError(
+            f'no COCO annotations at {file} ({error.strerror}): edit ANNOTATIONS in '
+            'data/coco_pose/ref.py, or pass --set data.annotations=... (person_keypoints_*.json)'
+        ) from None
