@@ -175,9 +175,9 @@ class Reader:
             number = 1 if entry.category_id is None else entry.category_id
             self.category = {'id': number, 'name': 'person', 'keypoints': None}
         keypoints, box = entry.keypoints or [], entry.bbox or (0, 0, 0, 0)
-        self.values = self.values or len(keypoints)
-        if keypoints and (len(keypoints) != self.values or self.values % 3):
-            raise ValueError(f'keypoints: expected {self.values} values, found {len(keypoints)}')
+        self.values = self.values or len(keypoints) // 3 * 3
+        if keypoints and len(keypoints) != self.values:
+            raise ValueError(f'expected {self.values} keypoint values, found {len(keypoints)}')
         if keypoints and not 0 <= min(keypoints[2::3]) <= max(keypoints[2::3]) <= 2:
             raise ValueError('keypoints: expected 0, 1 or 2 as the third value of every joint')
         place = self.places.get(entry.image_id, -1)
