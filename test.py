@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data.coco_pose import dp, ref
+from data.coco_pose import ref
 from data.coco_pose.photo import read_photo
 from data.coco_pose.results import VISIBLE, coco_scores, to_coco, write_pictures, write_submission
 from data.coco_pose.splits import open_file
@@ -39,6 +39,7 @@ from utils.device import choose_device, choose_precision
 from utils.draw import draw_heatmaps, draw_people, draw_tags
 from utils.errors import UserError, exit_code
 from utils.group import HeatmapParser, adjust
+from utils.loading import make_loader, worker_count
 from utils.run import Run
 
 DIVERGED = 10  # a heatmap, trained toward 1, that exceeds this is noise
@@ -343,10 +344,10 @@ def predict(func, split, mode, scales=None):
     config = func.config
     scales = scales or config['test']['scales'][mode]
     photos = Photos(split, config, scales)
-    workers = dp.worker_count(config['test']['num_workers'])
+    workers = worker_count(config['test']['num_workers'])
     batches = photos.batches(config['test']['batchsize'])
     own = batches[dist.rank() :: dist.world_size()]
-    loader = dp.make_loader(photos, workers, batch_sampler=own, collate_fn=collate)
+    loader = make_loader(photos, workers, batch_sampler=own, collate_fn=collate)
     found = []  # of each own batch, a list of detections
     bar = tqdm(total=len(split), desc=f'test {mode}', unit='photo',
                disable=None if dist.rank() == 0 else True)  # fmt: skip

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.coco_pose import dp, ref
+from data.coco_pose import ref
 from data.coco_pose.photo import read_photo
 from data.coco_pose.splits import trains_on_valid
 from test import Predictor, aggregate, evaluate, group
@@ -33,6 +33,7 @@ from utils.config import apply_settings, check_config, load_task
 from utils.device import choose_device, choose_precision
 from utils.draw import draw_prediction
 from utils.errors import UserError, exit_code
+from utils.loading import worker_count
 from utils.run import Run, find_run
 from utils.stop import Interrupted, Stopper
 
@@ -145,7 +146,7 @@ class Training:
             f'images: {len(self.loaders["train"].dataset):,} for training, '
             f'{len(self.loaders["valid"].dataset):,} for validation\n'
             f'{settings["epochs"]} epochs of {settings["train_iters"]} steps of '
-            f'{batch}, {dp.worker_count(settings["num_workers"])} workers, '
+            f'{batch}, {worker_count(settings["num_workers"])} workers, '
             f'learning rate {settings["learning_rate"]:g}\n'
             f'{where}, {reason}'
         )

@@ -5,7 +5,6 @@ import json
 import re
 from array import array
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +22,7 @@ FAR = 1_000_000  # pixels; no coordinate is that large
 LARGE = 20_000_000  # bytes of a file whose reading is announced
 # A path that stays in its folder, and that the system can have: neither absolute nor with '..'.
 INSIDE = re.compile(r'(?![/\\]|\w:|(.*[/\\])?\.\.([/\\]|$))[^\0\ud800-\udfff]+', re.DOTALL)
-NUMBER = re.compile('[P-o]{0,6}[0-O]')  # in COCO's compressed run lengths
+COMPRESSED = re.compile('([P-o]{0,6}[0-O])+')  # run lengths: numbers of up to 7 characters
 
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Side = Annotated[int, Meta(ge=1, lt=FAR)]
@@ -133,10 +132,8 @@ class Split:
 
     def crowds(self, number):
         """A photo's crowds, as photo.crowd_mask takes them."""
-        rows = self.annotations(number)
-        return [
-            self.regions.get(row, self.boxes[row]) for row in rows[self.is_crowd[rows]].tolist()
-        ]
+        rows = self.annotations(number).tolist()
+        return [self.regions.get(row, self.boxes[row]) for row in rows if self.is_crowd[row]]
 
     def count_people(self):
         """How many people with labelled joints each photo shows, (N,)."""
@@ -158,9 +155,9 @@ class Reader:
         self.category = msgspec.to_builtins(named[0]) if named else None
         self.others = {c.id for c in categories if named and not c.keypoints} - {None}
         self.values = 3 * len(named[0].keypoints) if named else 0  # of a person's keypoints
-        self.places, self.names, self.sizes = {}, [], []  # places of photos by id
-        self.rows, self.regions = [], {}  # place of the photo, is crowd, has keypoints
-        self.keypoints, self.boxes, self.areas = array('d'), array('d'), array('d')
+        self.places, self.names, self.sizes, self.regions = {}, [], [], {}
+        # Columns: place of the photo, is crowd, has keypoints, area, x, y, width, height.
+        self.keypoints, self.table = array('d'), array('d')
 
     def add_image(self, entry, raw):
         if self.places.setdefault(entry.id, len(self.names)) < len(self.names):
@@ -182,20 +179,21 @@ class Reader:
             raise ValueError('keypoints: expected 0, 1 or 2 as the third value of every joint')
         place = self.places.get(entry.image_id, -1)
         if entry.iscrowd and place >= 0:
-            crowd = msgspec.json.decode(raw, type=CrowdEntry, strict=False)
-            if crowd.segmentation:
-                self.regions[len(self.rows)] = pack(crowd.segmentation, self.sizes[place])
-        self.rows.append((place, bool(entry.iscrowd), bool(keypoints)))
+            region = msgspec.json.decode(raw, type=CrowdEntry, strict=False).segmentation
+            self.regions |= (
+                {len(self.table) // 8: pack(region, self.sizes[place])} if region else {}
+            )
+        area = box[2] * box[3] if entry.area is None else entry.area
+        self.table.extend((place, entry.iscrowd or 0, len(keypoints) > 0, area, *box))
         self.keypoints.extend(keypoints)
-        self.boxes.extend(box)
-        self.areas.append(box[2] * box[3] if entry.area is None else entry.area)
 
     def split(self, file):
         """The Split of all that came in."""
-        places, is_crowd, given = np.array(self.rows, int).reshape(-1, 3).T
+        table = np.reshape(self.table, (-1, 8))
+        places, given = table[:, 0].astype(int), table[:, 2] > 0
         order, photos = places.argsort(kind='stable'), np.arange(len(self.names))
-        keypoints = np.zeros((len(order), self.values // 3, 3))
-        keypoints[given > 0] = np.reshape(self.keypoints, (sum(given), *keypoints.shape[1:]))
+        keypoints = np.zeros((len(table), self.values // 3, 3))
+        keypoints[given] = np.reshape(self.keypoints, (given.sum(), *keypoints.shape[1:]))
         return Split(
             file=file,
             category=self.category or {'id': 1, 'name': 'person', 'keypoints': None},
@@ -206,9 +204,9 @@ class Reader:
             order=order,
             keypoints=keypoints,
             num_keypoints=(keypoints[..., 2] > 0).sum(1),
-            boxes=np.reshape(self.boxes, (-1, 4)),
-            areas=np.asarray(self.areas),
-            is_crowd=is_crowd > 0,
+            boxes=table[:, 4:].copy(),
+            areas=table[:, 3].copy(),
+            is_crowd=table[:, 1] > 0,
             regions=self.regions,
         )
 
@@ -219,40 +217,28 @@ def pack(region, size):
     size: the photo's [height, width], filled in where they are 0. pycocotools checks nothing: it
     would show memory that it does not own, or take minutes. Raises ValueError.
     """
-    if is_drawn := isinstance(region, list):
+    if isinstance(region, list):
         if max(np.abs(np.subtract(xy, np.roll(xy, 2))).sum() for xy in region) > FAR:
             raise ValueError('segmentation: an outline is too long')
         ends = [max(1, *(int(max(xy[i::2])) + 1 for xy in region)) for i in (1, 0)]
-        height, width = size[0] or ends[0], size[1] or ends[1]
+        shape = [size[0] or ends[0], size[1] or ends[1]]
     else:
-        height, width = region.size
-        size[:] = size[0] or height, size[1] or width
-    pixels = height * width
-    if pixels > MOST_PIXELS or not is_drawn and (height, width) != tuple(size):
-        raise ValueError(f'segmentation: {width} x {height} pixels are not those of its image')
-    if is_drawn:
-        return rle_mask.merge(rle_mask.frPyObjects(region, height, width))
-    packed = isinstance(region.counts, str)
-    counts = unpack(region.counts) if packed else region.counts
-    if min(counts, default=-1) < 0 or sum(counts) != pixels:
-        raise ValueError(f'segmentation: its counts do not add up to {width} x {height} pixels')
-    runs = {'size': [height, width], 'counts': region.counts}
-    return runs if packed else rle_mask.frPyObjects(runs, height, width)
-
-
-def unpack(text):
-    """The run lengths of a compressed form, in any order; [] where it is none.
-
-    A number is given by 5 bits in each character, the lowest first, and all but the first three
-    numbers by their difference to the one before the last.
-    """
-    numbers = NUMBER.findall(text)
-    if ''.join(numbers) != text:
-        return []
-    for i, number in enumerate(numbers):
-        value = sum((ord(char) - 48 & 31) << 5 * place for place, char in enumerate(number))
-        numbers[i] = value - (ord(number[-1]) - 48 & 16) * 2 ** (5 * len(number) - 4)
-    return [*numbers[:1], *accumulate(numbers[1::2]), *accumulate(numbers[2::2])]
+        size[:] = size[0] or region.size[0], size[1] or region.size[1]
+        shape = list(region.size)
+    pixels = shape[0] * shape[1]
+    if pixels > MOST_PIXELS or isinstance(region, RunLengths) and shape != size:
+        raise ValueError(f'segmentation: its size {shape} (height, width) is not that of its image')
+    if isinstance(region, list):
+        return rle_mask.merge(rle_mask.frPyObjects(region, *shape))
+    runs = {'size': shape, 'counts': region.counts}
+    if isinstance(region.counts, list):
+        if sum(region.counts) == pixels:
+            return rle_mask.frPyObjects(runs, *shape)
+    elif COMPRESSED.fullmatch(region.counts):
+        # Too many pixels are a ValueError; too few come back as more text, of stray memory.
+        if rle_mask.encode(rle_mask.decode(runs))['counts'].decode() == region.counts:
+            return runs
+    raise ValueError(f'segmentation: its counts do not add up to {pixels} pixels')
 
 
 def explain(error):
@@ -261,23 +247,21 @@ def explain(error):
     return f'{field}: {text[0].lower()}{text[1:]}' if field else text
 
 
-def decode(data):
-    """The CocoFile in a file's bytes. Raises msgspec.DecodeError, and what json.loads raises."""
+@functools.lru_cache(4)
+def parse(file, path, size, mtime):
+    """See `read_file`. Entries are decoded one by one: memory holds little more than the arrays."""
+    if size > LARGE and dist.rank() == 0:
+        print(f'reading {file} ({size / 1e6:.0f} MB)', flush=True)
     decoder = msgspec.json.Decoder(CocoFile, strict=False)
     try:
-        return decoder.decode(data)
-    except msgspec.ValidationError:
-        raise
-    except msgspec.DecodeError:
-        # Python's own reader is slow, but takes NaN (here as null) and a byte order mark.
-        content = json.loads(data, parse_constant=lambda _: None)
-        return decoder.decode(msgspec.json.encode(content))
-
-
-def read_entries(file, path):
-    """A Reader with all entries of a file, which are decoded one by one. Raises UserError."""
-    try:
-        content = decode(path.read_bytes())
+        try:
+            content = decoder.decode(path.read_bytes())
+        except msgspec.DecodeError as error:
+            if isinstance(error, msgspec.ValidationError):
+                raise
+            # Python's own reader is slow, but takes NaN (here as null) and a byte order mark.
+            content = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+            content = decoder.decode(msgspec.json.encode(content))
     except msgspec.ValidationError as error:
         raise UserError(f'{file} is not a COCO file of keypoints: {explain(error)}') from None
     except (ValueError, RecursionError, OverflowError) as error:
@@ -296,20 +280,13 @@ def read_entries(file, path):
                     f'{file}, entry {number} of {kind}: {explain(error)}; correct it, or export '
                     'the file again as COCO keypoints'
                 ) from None
-    if reader.rows and not reader.keypoints:
+    if reader.table and not reader.keypoints:
         raise UserError(
             f'{file} has no keypoints: use person_keypoints_*.json, or export the file again as '
             'COCO keypoints'
         )
-    return reader
-
-
-@functools.lru_cache(4)
-def parse(file, path, size, mtime):
-    """See `read_file`."""
-    if size > LARGE and dist.rank() == 0:
-        print(f'reading {file} ({size / 1e6:.0f} MB)', flush=True)
-    return read_entries(file, path).split(file)
+    content = raw = None  # the file's bytes
+    return reader.split(file)
 
 
 def read_file(file):

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pycocotools import mask as rle_mask
 
 from utils.errors import UserError
 
 MOST_PIXELS = 2**27  # of a photo: 134 million, which take up to a gigabyte while they are decoded
-Image.MAX_IMAGE_PIXELS = None  # Pillow would warn of half as many
-SOI, EOI = b'\xff\xd8', b'\xff\xd9'  # how a JPEG starts and ends
+Image.MAX_IMAGE_PIXELS = None  # Pillow warns of fewer
 
 
 def read_photo(path, size=(0, 0), upright=False):
@@ -29,20 +28,27 @@ def read_photo(path, size=(0, 0), upright=False):
         data = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f'cannot read photo {path} ({error.strerror}): {advice}') from None
-    pixels, whole = look_at_header(data)
+    start = pixels = 0
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
+        pixels = image.width * image.height
+        start = image.fp.tell()
+    # A decoder takes memory for all pixels that a file claims, however few it holds.
     if pixels > MOST_PIXELS:
         raise UserError(
             f'photo {path} claims {pixels:,} pixels: expected {MOST_PIXELS:,} at most; scale it '
             'down, or, if it is smaller, take it from its source again'
         )
+    # It fills what is missing of a JPEG with grey without a word. Pillow has stopped where the
+    # pixels start, behind a preview and its end marker.
+    cut_short = data.startswith(b'\xff\xd8') and data.rfind(b'\xff\xd9', start) < 0
     photo = None
-    if pixels and whole:
-        # Pillow's JPEG pixels are the same, but take twice the time.
+    if pixels and not cut_short:
+        # Pillow's pixels of a JPEG are the same, but take twice the time.
         flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
         with contextlib.suppress(cv2.error):
             photo = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if photo is None:
-        problem = 'cannot be decoded' if whole else 'is cut short'
+        problem = 'is cut short' if cut_short else 'cannot be decoded'
         raise UserError(f'photo {path} {problem} ({len(data)} bytes): {advice}')
     height, width = photo.shape[:2]
     expected = size[0] or height, size[1] or width
@@ -52,22 +58,6 @@ def read_photo(path, size=(0, 0), upright=False):
             f'{expected[0]}: use the original photos'
         )
     return photo
-
-
-def look_at_header(data):
-    """How many pixels an image file claims, 0 if it is none, and whether a JPEG has its end.
-
-    A decoder takes memory for all pixels, however few the file holds, and fills what is missing of
-    a JPEG with grey without a word.
-    """
-    is_jpeg = data.startswith(SOI)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            # Pillow stands where the pixels start: the end marker of a preview lies before.
-            start = image.fp.tell() if is_jpeg else 0
-            return image.width * image.height, not is_jpeg or data.rfind(EOI, start) >= 0
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, OverflowError, MemoryError):
-        return 0, not is_jpeg or EOI in data
 
 
 def crowd_mask(crowds, height, width):

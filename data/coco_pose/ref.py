@@ -117,16 +117,13 @@ def flip_by_pairs(pairs, K):
     Joints in no pair stay what they are, and so does one that is paired with itself.
     """
     check_pairs('flip_pairs', pairs, K)
-    flip = list(range(K))
-    paired = [k for pair in pairs for k in set(pair)]
-    twice = sorted({k for k in paired if paired.count(k) > 1})
-    if twice:
-        raise UserError(
-            f'data.flip_pairs has joint {twice[0]} more than once: expected each joint in one pair'
-        )
+    flip = {}
     for a, b in pairs:
-        flip[a], flip[b] = b, a
-    return tuple(flip)
+        if {a, b} & flip.keys():
+            twice = min({a, b} & flip.keys())
+            raise UserError(f'data.flip_pairs has joint {twice} more than once: expected one pair')
+        flip |= {a: b, b: a}
+    return tuple(flip.get(k, k) for k in range(K))
 
 
 def flip_by_names(names):
@@ -220,10 +217,7 @@ def fill_in(config, category, file, made_for=None):
             check_names(category['keypoints'], settings['joints'], file)
         settings['joints'] = list(category['keypoints'])
         settings['skeleton'] = settings['skeleton'] or limbs(category, file)
-    try:
-        joints = get_joints(settings)
-    except UserError as error:
-        raise UserError(f'{file}: {error}') from None
+    joints = get_joints(settings)
     pairs = [[k, m] for k, m in enumerate(joints.flip) if k < m]
     settings |= {
         'joints': list(joints.names),
