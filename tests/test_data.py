@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from data.coco_pose import ref
-from data.coco_pose.annotations import pack, read_file
+from data.coco_pose.annotations import read_file
 from data.coco_pose.augment import colour, jittered, mirror, warp_sample
 from data.coco_pose.dp import Dataset, GenerateHeatmap, KeypointsRef, init
-from data.coco_pose.photo import crowd_mask, read_photo
+from data.coco_pose.photo import read_photo
 from data.coco_pose.splits import open_valid
 from test import evaluate
 from utils.errors import UserError
+from utils.regions import draw_mask, pack
 
 # Ranges of an augmentation that changes nothing.
 NEUTRAL = {
@@ -333,8 +334,8 @@ def test_crowd_forms_mean_the_same_pixels(make_coco, form, known):
     split = read_file(str(coco.annotations))
     wanted = np.zeros((80, 100), np.uint8)
     wanted[:, :25] = 1
-    np.testing.assert_array_equal(crowd_mask(split.crowds(0), 80, 100), wanted)
-    assert split.crowds(1) == [] and not crowd_mask([], 80, 100).any()
+    np.testing.assert_array_equal(draw_mask(split.crowds(0), 80, 100), wanted)
+    assert split.crowds(1) == [] and not draw_mask([], 80, 100).any()
 
 
 def test_several_crowds_join_and_turn_with_the_photo():
@@ -346,7 +347,7 @@ def test_several_crowds_join_and_turn_with_the_photo():
     # A quarter turn by -90 degrees brings the top to the left.
     assert not mask[2:14, 2:7].any() and mask[2:14, 9:14].all()
     square = pack([[0, 0, 10, 0, 10, 10, 0, 10]], [60, 80])
-    assert crowd_mask([square, np.array([50.0, 20, 10, 20])], 60, 80).sum() == 100 + 200
+    assert draw_mask([square, np.array([50.0, 20, 10, 20])], 60, 80).sum() == 100 + 200
 
 
 # --- annotations and photos ---

@@ -11,24 +11,20 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 from msgspec import Meta, Raw
-from pycocotools import mask as rle_mask
 
 from data.coco_pose import ref
-from data.coco_pose.photo import MOST_PIXELS
 from utils import dist
 from utils.errors import UserError
+from utils.regions import FAR, Number, Region, Side, pack
 
-FAR = 1_000_000  # pixels; no coordinate is that large
 LARGE = 20_000_000  # bytes of a file whose reading is announced
 # A path that stays in its folder, and that the system can have: neither absolute nor with '..'.
 INSIDE = re.compile(r'(?![/\\]|\w:|(.*[/\\])?\.\.([/\\]|$))[^\0\ud800-\udfff]+', re.DOTALL)
-COMPRESSED = re.compile('([P-o]{0,6}[0-O])+')  # run lengths: numbers of up to 7 characters
+
+EXPORT = 'export the file again as COCO keypoints'
 
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-Side = Annotated[int, Meta(ge=1, lt=FAR)]
-Number = Annotated[float, Meta(gt=-FAR, lt=FAR)]
 Length = Annotated[float, Meta(ge=0, lt=FAR)]
-Outline = Annotated[list[Number], Meta(min_length=6)]  # of a polygon: x, y, x, y, ...
 
 
 # The fields that are read, and what they must be. All others are skipped while a file is parsed.
@@ -52,13 +48,8 @@ class AnnotationEntry(msgspec.Struct, gc=False):
     area: Annotated[float, Meta(ge=0, lt=FAR**2)] | None = None
 
 
-class RunLengths(msgspec.Struct):
-    size: tuple[Side, Side]  # height, width
-    counts: str | list[Annotated[int, Meta(ge=0, lt=2**31)]]  # of 0 and 1 in turn, by columns
-
-
 class CrowdEntry(msgspec.Struct):
-    segmentation: RunLengths | list[Outline] | None = None
+    segmentation: Region | None = None
 
 
 class Category(msgspec.Struct):
@@ -69,10 +60,8 @@ class Category(msgspec.Struct):
 
     def __post_init__(self):
         names = self.keypoints or ()
-        if names and self.id is None:
-            raise ValueError('id is missing')
-        if len(set(names)) < len(names) or not all(map(str.isprintable, names)):
-            raise ValueError(f'expected different names as keypoints, found {names}')
+        if names and (self.id is None or len(set(names)) < len(names) or '\n' in ''.join(names)):
+            raise ValueError(f'expected an id, and different names as keypoints, found {names}')
 
 
 class CocoFile(msgspec.Struct):
@@ -82,13 +71,10 @@ class CocoFile(msgspec.Struct):
 
     def __post_init__(self):
         # Categories that name the same joints are one kind, and the first stands for all of them.
-        kinds = {tuple(c.keypoints): c.name for c in self.categories or () if c.keypoints}
+        kinds = {', '.join(c.keypoints): c.name for c in self.categories or () if c.keypoints}
         if len(kinds) > 1:
-            found = '; '.join(f'{name} ({", ".join(names)})' for names, name in kinds.items())
-            raise ValueError(
-                f'it has {len(kinds)} kinds of joints, a network has one: {found}; keep the '
-                'categories and annotations of one kind'
-            )
+            found = '; '.join(f'{name} ({names})' for names, name in kinds.items())
+            raise ValueError(f'expected categories and annotations of one kind, found {found}')
 
 
 @dataclass
@@ -106,7 +92,7 @@ class Split:
     spans: np.ndarray  # (N, 2) where in `order` a photo's annotations start and end
     order: np.ndarray  # (A,) annotations sorted by their photos
     keypoints: np.ndarray  # (A, K, 3)
-    num_keypoints: np.ndarray  # (A,) how many of them are labelled
+    is_person: np.ndarray  # (A,) has labelled joints, and is no crowd
     boxes: np.ndarray  # (A, 4) x, y, width, height
     areas: np.ndarray  # (A,)
     is_crowd: np.ndarray  # (A,)
@@ -128,18 +114,17 @@ class Split:
     def people(self, number):
         """The annotations of a photo that are people with labelled joints."""
         rows = self.annotations(number)
-        return rows[(self.num_keypoints[rows] > 0) & ~self.is_crowd[rows]]
+        return rows[self.is_person[rows]]
 
     def crowds(self, number):
-        """A photo's crowds, as photo.crowd_mask takes them."""
+        """A photo's crowds, as regions.draw_mask takes them."""
         rows = self.annotations(number).tolist()
         return [self.regions.get(row, self.boxes[row]) for row in rows if self.is_crowd[row]]
 
     def count_people(self):
         """How many people with labelled joints each photo shows, (N,)."""
-        is_person = ((self.num_keypoints > 0) & ~self.is_crowd)[self.order]
-        start, end = np.concatenate([[0], is_person.cumsum()])[self.spans].T
-        return end - start
+        before = np.append(0, self.is_person[self.order].cumsum())
+        return np.diff(before[self.spans])[:, 0]
 
     def select(self, numbers):
         """The Split of just these photos, in this order."""
@@ -156,8 +141,8 @@ class Reader:
         self.others = {c.id for c in categories if named and not c.keypoints} - {None}
         self.values = 3 * len(named[0].keypoints) if named else 0  # of a person's keypoints
         self.places, self.names, self.sizes, self.regions = {}, [], [], {}
-        # Columns: place of the photo, is crowd, has keypoints, area, x, y, width, height.
-        self.keypoints, self.table = array('d'), array('d')
+        self.keypoints = array('d')
+        self.table = array('d')  # place of the photo, is crowd, has keypoints, area, box
 
     def add_image(self, entry, raw):
         if self.places.setdefault(entry.id, len(self.names)) < len(self.names):
@@ -176,7 +161,7 @@ class Reader:
         if keypoints and len(keypoints) != self.values:
             raise ValueError(f'expected {self.values} keypoint values, found {len(keypoints)}')
         if keypoints and not 0 <= min(keypoints[2::3]) <= max(keypoints[2::3]) <= 2:
-            raise ValueError('keypoints: expected 0, 1 or 2 as the third value of every joint')
+            raise ValueError('expected 0, 1 or 2 as the third of the keypoint values of a joint')
         place = self.places.get(entry.image_id, -1)
         if entry.iscrowd and place >= 0:
             region = msgspec.json.decode(raw, type=CrowdEntry, strict=False).segmentation
@@ -203,42 +188,12 @@ class Reader:
             spans=np.stack([places[order].searchsorted(photos + end) for end in (0, 1)], 1),
             order=order,
             keypoints=keypoints,
-            num_keypoints=(keypoints[..., 2] > 0).sum(1),
+            is_person=keypoints[..., 2].any(1) & (table[:, 1] == 0),
             boxes=table[:, 4:].copy(),
             areas=table[:, 3].copy(),
             is_crowd=table[:, 1] > 0,
             regions=self.regions,
         )
-
-
-def pack(region, size):
-    """A crowd's RunLengths or polygons as compressed run lengths.
-
-    size: the photo's [height, width], filled in where they are 0. pycocotools checks nothing: it
-    would show memory that it does not own, or take minutes. Raises ValueError.
-    """
-    if isinstance(region, list):
-        if max(np.abs(np.subtract(xy, np.roll(xy, 2))).sum() for xy in region) > FAR:
-            raise ValueError('segmentation: an outline is too long')
-        ends = [max(1, *(int(max(xy[i::2])) + 1 for xy in region)) for i in (1, 0)]
-        shape = [size[0] or ends[0], size[1] or ends[1]]
-    else:
-        size[:] = size[0] or region.size[0], size[1] or region.size[1]
-        shape = list(region.size)
-    pixels = shape[0] * shape[1]
-    if pixels > MOST_PIXELS or isinstance(region, RunLengths) and shape != size:
-        raise ValueError(f'segmentation: its size {shape} (height, width) is not that of its image')
-    if isinstance(region, list):
-        return rle_mask.merge(rle_mask.frPyObjects(region, *shape))
-    runs = {'size': shape, 'counts': region.counts}
-    if isinstance(region.counts, list):
-        if sum(region.counts) == pixels:
-            return rle_mask.frPyObjects(runs, *shape)
-    elif COMPRESSED.fullmatch(region.counts):
-        # Too many pixels are a ValueError; too few come back as more text, of stray memory.
-        if rle_mask.encode(rle_mask.decode(runs))['counts'].decode() == region.counts:
-            return runs
-    raise ValueError(f'segmentation: its counts do not add up to {pixels} pixels')
 
 
 def explain(error):
@@ -276,15 +231,10 @@ def parse(file, path, size, mtime):
             try:
                 add(decoder.decode(raw), raw)
             except (msgspec.DecodeError, ValueError) as error:
-                raise UserError(
-                    f'{file}, entry {number} of {kind}: {explain(error)}; correct it, or export '
-                    'the file again as COCO keypoints'
-                ) from None
+                where = f'{file}, entry {number} of {kind}'
+                raise UserError(f'{where}: {explain(error)}; correct it, or {EXPORT}') from None
     if reader.table and not reader.keypoints:
-        raise UserError(
-            f'{file} has no keypoints: use person_keypoints_*.json, or export the file again as '
-            'COCO keypoints'
-        )
+        raise UserError(f'{file} has no keypoints: use person_keypoints_*.json, or {EXPORT}')
     content = raw = None  # the file's bytes
     return reader.split(file)
 

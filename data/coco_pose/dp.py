@@ -6,9 +6,10 @@ import torch
 from data.coco_pose import ref, splits
 from data.coco_pose.annotations import read_file
 from data.coco_pose.augment import centred, colour, jittered, mirror, warp_sample
-from data.coco_pose.photo import crowd_mask, read_photo
+from data.coco_pose.photo import read_photo
 from utils.errors import UserError
 from utils.loading import Passes, RankBatches, make_loader, worker_count
+from utils.regions import draw_mask
 
 
 class GenerateHeatmap:
@@ -115,25 +116,22 @@ class Dataset(torch.utils.data.Dataset):
 
     def sample(self, photo, index, turn):
         """The sample of photo number `index` in pass number `turn`."""
-        height, width = photo.shape[:2]
         rng = np.random.default_rng((self.seed, turn, index))
         rows = self.split.people(index)
         # The largest people first: those are kept where there are more than max_num_people.
         rows = rows[np.argsort(-self.split.areas[rows], kind='stable')]
         people = self.split.keypoints[rows].astype(np.float32)
-        crowds = self.split.crowds(index)
-        crowd = crowd_mask(crowds, height, width) if crowds else None
-        geometry = (
-            jittered(height, width, self.ranges, rng) if self.ranges else centred(height, width)
-        )
+        size, ranges, crowds = photo.shape[:2], self.ranges, self.split.crowds(index)
+        crowd = draw_mask(crowds, *size) if crowds else None
+        geometry = jittered(*size, ranges, rng) if ranges else centred(*size)
         photo, mask, people = warp_sample(
             photo, crowd, people, geometry, self.input_res, self.output_res
         )
-        if self.ranges and rng.random() < self.ranges['mirror']:
+        if ranges and rng.random() < ranges['mirror']:
             photo, mask, people = mirror(photo, mask, people, self.flip)
         imgs = np.multiply(photo, np.float32(1 / 255), dtype=np.float32, order='C')
         return {
-            'imgs': colour(imgs, self.ranges, rng) if self.ranges else imgs,
+            'imgs': colour(imgs, ranges, rng) if ranges else imgs,
             'masks': np.ascontiguousarray(mask),
             'keypoints': self.keypoints(people, self.output_res),
             'heatmaps': self.heatmaps(people),
@@ -164,9 +162,8 @@ def init(config, samples_done=0, train=True):
     """
     if not train:
         return {'valid_split': splits.open_valid(config['data'])}
-    settings = config['train']
+    settings, batchsize = config['train'], config['train']['batchsize']
     workers = worker_count(settings['num_workers'])
-    batchsize = settings['batchsize']
     ranges = config['augmentation'] if settings['augment'] else None
     train_split, valid_split = splits.open_splits(config['data'])
     train, valid = Dataset(train_split, settings, ranges), Dataset(valid_split, settings)

@@ -1,4 +1,4 @@
-"""A photo as an array, and the crowds in it as a mask."""
+"""A photo as an array."""
 
 import contextlib
 import io
@@ -7,11 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
-from pycocotools import mask as rle_mask
 
 from utils.errors import UserError
+from utils.regions import MOST_PIXELS
 
-MOST_PIXELS = 2**27  # of a photo: 134 million, which take up to a gigabyte while they are decoded
 Image.MAX_IMAGE_PIXELS = None  # Pillow warns of fewer
 
 
@@ -58,19 +57,3 @@ def read_photo(path, size=(0, 0), upright=False):
             f'{expected[0]}: use the original photos'
         )
     return photo
-
-
-def crowd_mask(crowds, height, width):
-    """(H, W) uint8: 1 inside any of the crowds, image frame.
-
-    crowds: compressed run lengths as pycocotools takes them, or boxes (x, y, width, height).
-    """
-    mask = np.zeros((height, width), np.uint8)
-    for crowd in crowds:
-        if isinstance(crowd, dict):
-            part = rle_mask.decode(crowd)[:height, :width]
-            mask[: part.shape[0], : part.shape[1]] |= part
-        else:
-            x, y, w, h = (round(value) for value in crowd.tolist())
-            mask[max(y, 0) : max(y + h, 0), max(x, 0) : max(x + w, 0)] = 1
-    return mask

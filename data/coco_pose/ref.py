@@ -8,7 +8,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from pycocotools.cocoeval import Params
 
 from utils.errors import UserError
@@ -82,23 +81,20 @@ def get_joints(settings):
     if len(set(names)) < K:
         raise UserError(f'data.joints are {", ".join(names)}: expected each name once')
     check_pairs('skeleton', skeleton, K)
-    if sigmas and (len(sigmas) != K or not all(0 < sigma < np.inf for sigma in sigmas)):
-        raise UserError(
-            f'data.sigmas is {sigmas}: expected {K} numbers above 0, one for each of '
-            f'{", ".join(names)}'
-        )
+    check_pairs('flip_pairs', pairs, K)
+    if sigmas and (len(sigmas) != K or min(sigmas) <= 0):
+        listed = ', '.join(names)
+        raise UserError(f'data.sigmas is {sigmas}: expected {K} numbers above 0, for {listed}')
     if order and sorted(order) != list(range(K)):
-        raise UserError(
-            f'data.joint_order is {order}: expected each of the joint numbers 0 to {K - 1} once'
-        )
+        raise UserError(f'data.joint_order is {order}: expected each of 0 to {K - 1} once')
     known = dict(zip(COCO.names, COCO.sigmas, strict=True))
-    is_coco = names == COCO.names
+    default = COCO if names == COCO.names else Joints(names, (), (), (), tuple(range(K)))
     return Joints(
         names,
-        flip=flip_by_pairs(pairs, K) if pairs else COCO.flip if is_coco else flip_by_names(names),
-        skeleton=tuple(map(tuple, skeleton)) or (COCO.skeleton if is_coco else ()),
+        flip=flip_by_pairs(pairs, K) if pairs else default.flip or flip_by_names(names),
+        skeleton=tuple(map(tuple, skeleton)) or default.skeleton,
         sigmas=tuple(sigmas) or tuple(known.get(name, UNKNOWN_SIGMA) for name in names),
-        order=tuple(order) or (COCO.order if is_coco else tuple(range(K))),
+        order=tuple(order) or default.order,
     )
 
 
@@ -116,7 +112,6 @@ def flip_by_pairs(pairs, K):
 
     Joints in no pair stay what they are, and so does one that is paired with itself.
     """
-    check_pairs('flip_pairs', pairs, K)
     flip = {}
     for a, b in pairs:
         if {a, b} & flip.keys():
@@ -167,13 +162,11 @@ def describe(joints):
     """What a run says about joints that are not COCO's, as lines; '' for COCO's."""
     if joints.names == COCO.names:
         return ''
-    pairs = [f'{joints.names[k]}/{joints.names[m]}' for k, m in enumerate(joints.flip) if k < m]
-    text = f'joints: {", ".join(joints.names)}; mirrored: {", ".join(pairs) or "none"}'
-    guessed = [
-        name
-        for name, sigma in zip(joints.names, joints.sigmas, strict=True)
-        if name not in COCO.names and sigma == UNKNOWN_SIGMA
-    ]
+    names = joints.names
+    pairs = [f'{names[k]}/{names[m]}' for k, m in enumerate(joints.flip) if k < m]
+    text = f'joints: {", ".join(names)}; mirrored: {", ".join(pairs) or "none"}'
+    sigmas = zip(names, joints.sigmas, strict=True)
+    guessed = [n for n, sigma in sigmas if n not in COCO.names and sigma == UNKNOWN_SIGMA]
     if guessed:
         text += (
             f'\nnote: COCO has no OKS sigma for {", ".join(guessed)}: {UNKNOWN_SIGMA} is assumed, '

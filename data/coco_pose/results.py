@@ -26,15 +26,9 @@ def to_coco(people, scores, image_id, category_id=1):
     for i in np.argsort(-scores, kind='stable'):
         # COCO does not look at the third figure; here it says how sure a joint is.
         keypoints = people[i, :, :3].astype(float).round(3).flatten().tolist()
-        score = round(float(scores[i]), 6)
-        entry = {'image_id': int(image_id), 'category_id': int(category_id)}
-        entries.append(entry | {'keypoints': keypoints, 'score': score})
+        entry = {'image_id': int(image_id), 'category_id': category_id, 'keypoints': keypoints}
+        entries.append(entry | {'score': round(float(scores[i]), 6)})
     return entries
-
-
-def to_people(entries, num_parts):
-    """The keypoints (P, K, 3) of entries."""
-    return np.array([e['keypoints'] for e in entries], float).reshape(-1, num_parts, 3)
 
 
 def truth(split):
@@ -45,7 +39,7 @@ def truth(split):
             'image_id': int(image_id),
             'category_id': split.category['id'],
             'keypoints': split.keypoints[row].flatten(),
-            'num_keypoints': int(split.num_keypoints[row]),
+            'num_keypoints': int((split.keypoints[row, :, 2] > 0).sum()),
             'bbox': split.boxes[row].tolist(),
             'area': float(split.areas[row]),
             'iscrowd': int(split.is_crowd[row]),
@@ -88,11 +82,10 @@ def write_submission(folder, name, split, detections):
     """
     part = Path(split.file).stem.split('_')[-1]
     path = folder / f'person_keypoints_{part}_{name}_results.json'
-    archive = path.with_suffix('.zip')
     path.write_text(json.dumps(detections, allow_nan=False))
-    with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED) as stream:
+    with zipfile.ZipFile(path.with_suffix('.zip'), 'w', zipfile.ZIP_DEFLATED) as stream:
         stream.write(path, path.name)
-    return path, archive
+    return path, path.with_suffix('.zip')
 
 
 def write_pictures(folder, split, evaluation, detections, count, sure):
@@ -104,18 +97,17 @@ def write_pictures(folder, split, evaluation, detections, count, sure):
     numbers = [n for n in split.ids.argsort() if split.ids[n] in shares]
     # Of equally good pictures those with more people tell more.
     ranked = sorted(numbers, key=lambda n: (shares[split.ids[n]], people[n]))
-    worst, best = ranked[: count // 2], ranked[::-1][: count - count // 2]
-    best = [number for number in best if number not in worst]
-    kinds = [('worst', number) for number in worst], [('best', number) for number in best]
+    worst = [('worst', number) for number in ranked[: count // 2]]
+    best = [('best', number) for number in ranked[count // 2 :][::-1][: count - count // 2]]
+    order = [pair for pairs in zip_longest(worst, best) for pair in pairs if pair]
     folder.mkdir(exist_ok=True)
     for old in folder.glob('*.jpg'):
         old.unlink()
-    order = [pair for pairs in zip_longest(*kinds) for pair in pairs if pair]
     skeleton, K = split.joints.skeleton, len(split.joints.names)
     for rank, (kind, number) in enumerate(order, 1):
         photo, image_id = read_photo(split.path(number)), split.ids[number]
         found = [d for d in detections if d['image_id'] == image_id and d['score'] > VISIBLE]
-        seen = to_people(found, K)
+        seen = np.array([d['keypoints'] for d in found], float).reshape(-1, K, 3)
         seen[..., 2] *= seen[..., 2] > sure  # what refine guessed was not seen
         pictures = [
             draw_people(photo, seen, skeleton, [d['score'] for d in found]),

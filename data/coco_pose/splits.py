@@ -27,11 +27,9 @@ def find_folder(file, images, names=()):
     if not os.path.isfile(ref.find_path(file)):
         read_file(file)  # which says so
     tried = [ref.find_path(images) / Path(file).stem.split('_')[-1], ref.find_path(images)]
-    folders = [folder for folder in tried if folder.is_dir()]
-    if names:
-        tried = [folder / names[0] for folder in tried]
-        folders = [f for f in folders if any(os.path.isfile(f / name) for name in names[:100])]
+    folders = [f for f in tried if any(os.path.exists(f / name) for name in names[:100] or ['.'])]
     if not folders:
+        tried = [folder / ''.join(names[:1]) for folder in tried]
         raise UserError(
             f'no photos of {file}: tried {", ".join(map(str, tried))}; edit IMAGES in '
             'data/coco_pose/ref.py, or pass --set data.images=... (beside --annotations: --images)'
@@ -120,5 +118,5 @@ def open_splits(settings):
 def trains_on_valid(settings):
     """Whether the config names one file for both training and validation."""
     (file, _), (valid_file, _) = sources(settings)
-    named = bool(settings['valid_annotations'])
-    return named and os.path.realpath(file) == os.path.realpath(valid_file)
+    same = os.path.realpath(file) == os.path.realpath(valid_file)
+    return same and settings['valid_annotations'] != ''

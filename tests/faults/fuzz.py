@@ -53,13 +53,14 @@ from pycocotools import mask as rle_mask
 import test
 import train
 from data.coco_pose import dp, ref
-from data.coco_pose.photo import MOST_PIXELS, crowd_mask, read_photo
+from data.coco_pose.photo import read_photo
 from data.coco_pose.results import coco_scores
 from data.coco_pose.splits import open_splits
 from task import pose
 from utils import convert
 from utils.config import apply_settings, flatten
 from utils.errors import UserError
+from utils.regions import MOST_PIXELS, draw_mask
 from utils.run import Run
 
 SECONDS, BYTES = 10, 2 << 30  # that a case may take
@@ -265,12 +266,12 @@ def check_crowds(split):
     """Regions of crowds cover as many pixels as an independent reader of run lengths counts."""
     for number in range(len(split)):
         for crowd in split.crowds(number):
-            mask = crowd_mask([crowd], *SIZE)
+            mask = draw_mask([crowd], *SIZE)
             assert mask.shape == SIZE and mask.max() <= 1
             if isinstance(crowd, dict) and crowd['size'] == list(SIZE):
                 assert mask.sum() == rle_mask.area(crowd)
                 again = rle_mask.encode(np.asfortranarray(mask))
-                assert np.array_equal(mask, crowd_mask([again], *SIZE))
+                assert np.array_equal(mask, draw_mask([again], *SIZE))
 
 
 def check_truth(split):
