@@ -13,10 +13,7 @@ from test import load, multiperson, aggregate the same from Python, see README.m
 """
 
 import argparse
-import contextlib
-import copy
 import importlib
-import io
 import json
 import sys
 from itertools import zip_longest
@@ -24,13 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from data.coco_pose import dp, ref
-from data.coco_pose.pictures import VISIBLE, write_pictures
-from data.coco_pose.submission import write_submission
+from data.coco_pose import ref
+from data.coco_pose.dp import PhotoInputs
+from data.coco_pose.results import VISIBLE, coco_scores, to_coco, write_pictures, write_submission
+from data.coco_pose.splits import open_file
 from data.photos import Results, list_files, open_pictures
 from task import pose
 from utils import dist
@@ -41,11 +37,11 @@ from utils.device import choose_device, choose_precision, one_thread
 from utils.draw import draw_heatmaps, draw_people, draw_tags
 from utils.errors import UserError, exit_code
 from utils.group import HeatmapParser, refine
-from utils.multiscale import input_frames, merge, photo_maps
+from utils.loading import make_loader, worker_count
+from utils.multiscale import as_rgb, input_frames, merge, photo_maps
 from utils.run import Run
 from utils.weights import load_network
 
-STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
 __all__ = ['aggregate', 'evaluate', 'load', 'merge', 'multiperson', 'refine']
 
 
@@ -88,27 +84,12 @@ def load(name, which='checkpoint', task='pose', settings=()):
         return run.config(task)
 
     config = apply_settings(dist.share(read_config), settings)
-    check_config(config, len(ref.joints_of(config['data']).names))
+    check_config(config, len(ref.get_joints(config['data']).names))
     network = load_task(config['run']['task']).make_network(config).network
     load_network(network, read_checkpoint(path)['state_dict'], path)
     device = choose_device()
     dtype, _ = choose_precision(config['test']['precision'], device)
     return Predictor(network.to(device).eval(), config, device, dtype)
-
-
-def as_rgb(img):
-    """A photo (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), 8 or 16 bit, as (H, W, 3) uint8 RGB."""
-    img = np.asarray(img)
-    if img.dtype == np.uint16:
-        img = (img >> 8).astype(np.uint8)
-    if img.ndim == 2:
-        img = img[..., None]
-    if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] not in (1, 3, 4) or 0 in img.shape:
-        raise ValueError(
-            'a photo is an array (height, width, 3) of uint8 RGB; grey, alpha and 16 bit work too; '
-            f'found {img.dtype} {img.shape}'
-        )
-    return np.repeat(img, 3, axis=2) if img.shape[2] == 1 else np.ascontiguousarray(img[..., :3])
 
 
 @one_thread()
@@ -131,7 +112,7 @@ def group(det, tag, matrix, settings, joint_order=None):
 
 def find_people(preds, frames, size, scales, config):
     """People and scores of one photo from its network outputs, see `photo_maps` and `group`."""
-    joints, settings = ref.joints_of(config['data']), config['test']
+    joints, settings = ref.get_joints(config['data']), config['test']
     maps = photo_maps(preds, frames, size, scales, joints, settings)
     return group(*maps, settings, joints.order)
 
@@ -146,7 +127,7 @@ def aggregate(img, func, scales):
     has diverged, it is 0.
     """
     img = as_rgb(img)
-    config = config_of(func)
+    config = get_config(func)
     frames = input_frames(*img.shape[:2], config, scales)
     preds = []
     for res, matrix in frames:
@@ -154,11 +135,11 @@ def aggregate(img, func, scales):
         mirrored = [np.ascontiguousarray(photo[:, ::-1])] * config['test']['mirror']
         output = func([photo, *mirrored])[0]
         preds.append(torch.as_tensor(output)[:, -1])
-    joints = ref.joints_of(config['data'])
+    joints = ref.get_joints(config['data'])
     return photo_maps(preds, frames, img.shape[:2], scales, joints, config['test'])
 
 
-def config_of(func):
+def get_config(func):
     """The config of what `load` returns; the default one for any other function."""
     return getattr(func, 'config', pose.__config__)
 
@@ -171,53 +152,12 @@ def multiperson(img, func, mode='single', scales=None):
     mode: 'single' or 'multi', a list of scales in the config; `scales` is one of your own.
     Value 0 marks a joint that was not found.
     """
-    config = config_of(func)
+    config = get_config(func)
     maps = aggregate(img, func, scales or config['test']['scales'][mode])
-    return group(*maps, config['test'], ref.joints_of(config['data']).order)
+    return group(*maps, config['test'], ref.get_joints(config['data']).order)
 
 
-class Photos(torch.utils.data.Dataset):
-    """The photos of a split as the network's inputs at every scale, for workers to prepare."""
-
-    def __init__(self, split, ids, config, scales):
-        self.paths = [str(split.path(i)) for i in ids]
-        self.records = [split.records[i] for i in ids]
-        self.config, self.scales = config, scales
-
-    def __len__(self):
-        return len(self.paths)
-
-    def batches(self, size):
-        """Photo numbers in batches of equal input size."""
-        groups = {}
-        for i, record in enumerate(self.records):
-            # A square input fits photos of any size, also of one that no record tells.
-            square = self.config['test']['square']
-            shape = (1, 1) if square else (record.get('height'), record.get('width'))
-            if None in shape:
-                shape = ref.read_photo(self.paths[i], record).shape[:2]
-            frames = input_frames(*shape, self.config, self.scales)
-            groups.setdefault(frames[0][0], []).append(i)
-        return [same[i : i + size] for same in groups.values() for i in range(0, len(same), size)]
-
-    def __getitem__(self, index):
-        photo = ref.read_photo(self.paths[index], self.records[index])
-        frames = input_frames(*photo.shape[:2], self.config, self.scales)
-        return (
-            index,
-            photo.shape[:2],
-            frames,
-            [torch.from_numpy(warp(photo, matrix, res)) for res, matrix in frames],
-        )
-
-
-def collate(samples):
-    """Photos of equal input size: numbers, sizes, frames, and per scale a (B, H, W, 3)."""
-    numbers, sizes, frames, inputs = zip(*samples, strict=True)
-    return numbers, sizes, frames, [torch.stack(same) for same in zip(*inputs, strict=True)]
-
-
-def predict(func, split, ids, mode, scales=None):
+def predict(func, split, mode, scales=None):
     """The detections of photos as COCO takes them: a list of dicts, best first in each photo.
 
     Under torchrun each rank looks at its share of the photos, and rank 0 returns those of all, just
@@ -225,13 +165,13 @@ def predict(func, split, ids, mode, scales=None):
     """
     config = func.config
     scales = scales or config['test']['scales'][mode]
-    photos = Photos(split, ids, config, scales)
-    workers = dp.worker_count(config['test']['num_workers'])
+    photos = PhotoInputs(split, config, scales)
+    workers = worker_count(config['test']['num_workers'])
     batches = photos.batches(config['test']['batchsize'])
     own = batches[dist.rank() :: dist.world_size()]
-    loader = dp.make_loader(photos, workers, batch_sampler=own, collate_fn=collate)
+    loader = make_loader(photos, workers, batch_sampler=own, collate_fn=photos.collate)
     found = []  # of each own batch, a list of detections
-    bar = tqdm(total=len(ids), desc=f'test {mode}', unit='photo',
+    bar = tqdm(total=len(split), desc=f'test {mode}', unit='photo',
                disable=None if dist.rank() == 0 else True)  # fmt: skip
     with bar:
         for numbers, sizes, frames, inputs in loader:
@@ -243,7 +183,7 @@ def predict(func, split, ids, mode, scales=None):
             for b, number in enumerate(numbers):
                 maps = [pred[b::B] for pred in preds]
                 people, scores = find_people(maps, frames[b], sizes[b], scales, config)
-                found[-1] += to_coco(people, scores, ids[number], split.category_id)
+                found[-1] += to_coco(people, scores, split.ids[number], split.category['id'])
             bar.update(min(B * dist.world_size(), bar.total - bar.n))
     of_ranks = [json.loads(data) for data in dist.gather_bytes(json.dumps(found).encode())]
     if dist.rank() > 0:
@@ -263,7 +203,7 @@ def find_in_files(func, paths, out, scales, maps=False):
     files, problems = list_files(paths, [out, out / 'heatmaps', out / 'tags'])
     for problem in problems:
         print(f'warning: {problem}', file=sys.stderr)
-    joints = ref.joints_of(func.config['data'])
+    joints = ref.get_joints(func.config['data'])
     category = {'id': 1, 'name': 'person', 'keypoints': joints.names}
     category['skeleton'] = [[a + 1, b + 1] for a, b in joints.skeleton]  # COCO counts from 1
 
@@ -296,7 +236,7 @@ def find_in_files(func, paths, out, scales, maps=False):
 
 def add_picture(results, picture, func, scales, sheets):
     """Finds the people in a picture and adds them to Results; sheets: with maps, too."""
-    settings, joints = func.config['test'], ref.joints_of(func.config['data'])
+    settings, joints = func.config['test'], ref.get_joints(func.config['data'])
     det, tag, matrix = aggregate(picture, func, scales)
     people, scores = group(det, tag, matrix, settings, joints.order)
     # What refine fills in is no sight, even where its value is high: that may be another's joint.
@@ -315,52 +255,17 @@ def add_picture(results, picture, func, scales, sheets):
     results.add(picture.shape[:2], entries, drawn, pictures)
 
 
-def to_coco(people, scores, image_id, category_id=1):
-    """People as entries of a COCO results file."""
-    entries = []
-    for i in np.argsort(-scores, kind='stable'):
-        # COCO does not look at the third figure; here it tells how sure a joint is.
-        keypoints = people[i, :, :3].astype(float).round(3).flatten().tolist()
-        score = round(float(scores[i]), 6)
-        entry = {'image_id': image_id, 'category_id': category_id}
-        entries.append(entry | {'keypoints': keypoints, 'score': score})
-    return entries
-
-
-def coco_scores(split, ids, detections):
-    """COCO's ten figures by name, its summary as text, and the COCOeval over `ids` itself."""
-    content = ref.read_annotations(split.file, split.joints)
-    truth, found = COCO(), COCO()
-    text = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.dataset = content
-        truth.createIndex()
-        if detections:
-            found = truth.loadRes(copy.deepcopy(detections))  # which it adds to
-        else:  # loadRes fails on an empty list; nothing found is a result, and scores 0
-            found.dataset = {k: content[k] for k in ('images', 'categories')} | {'annotations': []}
-            found.createIndex()
-        evaluation = COCOeval(truth, found, 'keypoints')
-        evaluation.params.imgIds = ids
-        evaluation.params.kpt_oks_sigmas = np.array(split.joints.sigmas)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    with contextlib.redirect_stdout(text):
-        evaluation.summarize()
-    return dict(zip(STATS, evaluation.stats.tolist(), strict=True)), text.getvalue(), evaluation
-
-
 def evaluate(func, split, mode='single', scales=None, limit=0):
     """COCO AP of a Predictor on a split: figures by name, summary, COCOeval, and the detections.
 
-    split: a ref.Split; limit: only its first photos, 0 for all. All ranks take part, rank 0 has the
-    result, and the others get nothing. Raises UserError.
+    split: an annotations.Split; limit: only its first photos, 0 for all. All ranks take part, rank
+    0 has the result, and the others get nothing. Raises UserError.
     """
-    ids = split.ids[:limit] if limit else split.ids
-    detections = predict(func, split, ids, mode, scales)
+    split = split.select(slice(limit or None))
+    detections = predict(func, split, mode, scales)
     if dist.rank() > 0:
         return {}, '', None, detections
-    return *coco_scores(split, ids, detections), detections
+    return *coco_scores(split, detections), detections
 
 
 def parse_scales(text):
@@ -426,11 +331,12 @@ def main():
             print(f'{len(problems)} could not be read, see the warnings', file=sys.stderr)
         return 1 if problems else 0
     if args.annotations:
-        joints = ref.joints_of(func.config['data'])
-        split = ref.open_file(args.annotations, args.images[0], joints)
+        joints = ref.get_joints(func.config['data'])
+        split = open_file(args.annotations, args.images[0], joints)
     else:
-        split = importlib.import_module(func.config['data_provider']).open_valid(func.config)
-    if any(map(ref.has_people, split.annotations)):
+        provider = importlib.import_module(func.config['data_provider'])
+        split = provider.init(func.config, train=False)['valid_split']
+    if split.count_people().any():
         measure(func, split, run, args, settings)
     else:
         submit(func, split, run, args)
@@ -439,13 +345,13 @@ def main():
 
 def submit(func, split, run, args):
     """Evaluates photos without labels: what COCO's server takes, in the folder of the run."""
-    ids = split.ids[: args.limit] if args.limit else split.ids
-    detections = predict(func, split, ids, args.mode, args.scales)
+    split = split.select(slice(args.limit or None))
+    detections = predict(func, split, args.mode, args.scales)
     if dist.rank() > 0:
         return
     path, archive = write_submission(run.folder, run.name, split, detections)
     print(
-        f'{split.file} has no labels, so there is no AP: {len(detections)} people in {len(ids)} '
+        f'{split.file} has no labels, so there is no AP: {len(detections)} people in {len(split)} '
         f'photos are in {path} and, to be uploaded, in {archive.name} beside it'
     )
 
@@ -465,7 +371,7 @@ def measure(func, split, run, args, settings):
     if args.annotations:
         name += f' on {Path(args.annotations).name}'
     kept[name] = figures | {
-        'photos': min(args.limit or len(split.ids), len(split.ids)),
+        'photos': min(args.limit or len(split), len(split)),
         'people': len(detections),
         'checkpoint': args.checkpoint,
         'settings': settings,

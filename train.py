@@ -21,7 +21,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data.coco_pose import dp, ref
+from data.coco_pose import ref
+from data.coco_pose.photo import read_photo
+from data.coco_pose.splits import trains_on_valid
 from test import Predictor, aggregate, evaluate, group
 from utils import dist
 from utils.checkpoint import read_checkpoint
@@ -29,6 +31,7 @@ from utils.config import apply_settings, check_config, load_task
 from utils.device import choose_device, choose_precision, spread
 from utils.draw import draw_prediction
 from utils.errors import UserError, exit_code
+from utils.loading import worker_count
 from utils.report import Report, describe, format_losses
 from utils.run import Run, find_run
 from utils.state import State
@@ -190,8 +193,8 @@ def measure_ap(network, config, split):
     func = Predictor(network, config, device, choose_precision(settings['precision'], device)[0])
     figures, *_ = evaluate(func, split)
     pictures = {}
-    for image_id in split.ids[: PICTURES if dist.rank() == 0 else 0]:
-        photo = ref.read_photo(split.path(image_id), split.records[image_id])
+    for number, image_id in enumerate(split.ids[: PICTURES if dist.rank() == 0 else 0]):
+        photo = read_photo(split.path(number), split.sizes[number])
         det, tag, matrix = aggregate(photo, func, settings['scales']['single'])
         people, scores = group(det, tag, matrix, settings | {'refine': False}, joints.order)
         pictures[f'predictions/{image_id}'] = draw_prediction(
@@ -277,11 +280,11 @@ def prepare(args):
         run.create(config, launch)
     report = Report(run, config['train']['loss_weights'], state.step)
     _, precision = choose_precision(config['train']['precision'], device)
-    workers = dp.worker_count(config['train']['num_workers'])
+    workers = worker_count(config['train']['num_workers'])
     notes = (
         describe(run, config, network, loaders, workers, precision),
-        ref.describe(ref.joints_of(config['data'])),
-        'note: AP will be that on the training photos' * ref.trains_on_valid(config['data']),
+        ref.describe(ref.get_joints(config['data'])),
+        'note: AP will be that on the training photos' * trains_on_valid(config['data']),
         f'continuing at step {state.step}, epoch {state.epoch + 1}' * (state.step > 0),
         f'starts with the weights of {init}' * bool(init),
         f'note: of other channels, thus new: {", ".join(new_layers)}' * bool(new_layers),
@@ -318,23 +321,23 @@ def choose_config(args, run, launch):
     if resumes:
         run.require()
     config = apply_settings(run.config(args.task) if resumes else new_config(args), args.set)
-    check_config(config, len(ref.joints_of(config['data']).names))
+    check_config(config, len(ref.get_joints(config['data']).names))
     return config, resumes
 
 
 def new_config(args):
     """The config of a new run, with what follows from its annotations and from --init."""
     config = copy.deepcopy(load_task(args.task).__config__) | {'run': {'task': args.task}}
-    joint_count = len(ref.names_of(config['data']))  # that the network is made for
+    joint_count = len(ref.joint_names(config['data']))  # that the network is made for
     if args.init:
         source = find_run(args.init)
         saved = source.config(args.task)
         config |= {'network': saved['network'], 'model': saved['model']}
         config['run']['init'] = str(source.weights())
-        joint_count = len(ref.names_of(saved['data']))
+        joint_count = len(ref.joint_names(saved['data']))
     config = apply_settings(config, args.set)
     check_config(config)
-    return importlib.import_module(config['data_provider']).with_joints(config, joint_count)
+    return importlib.import_module(config['data_provider']).prepare(config, joint_count)
 
 
 def parse_args():

@@ -126,8 +126,8 @@ def main():
     task = load_task(args.task).__config__ | {'run': {'task': args.task}}
     config = apply_settings(task, args.set)
     check_config(config)
-    config = import_provider(config).with_joints(config)
-    skeleton = ref.joints_of(config['data']).skeleton
+    config = import_provider(config).prepare(config)
+    skeleton = ref.get_joints(config['data']).skeleton
     pairs = [draw_sample(sample, skeleton) for sample in first_samples(config, args.n)]
     each = ACROSS * DOWN
     try:

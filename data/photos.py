@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.coco_pose import ref
+from data.coco_pose.photo import read_photo
 from utils.draw import save_picture
 from utils.errors import UserError
 
@@ -67,7 +67,7 @@ class Photo:
     count = 1
 
     def __init__(self, file):
-        self.picture = ref.read_photo(file, upright=True)
+        self.picture = read_photo(file, upright=True)
 
     def __iter__(self):
         """Its picture, (H, W, 3) uint8 RGB."""

@@ -233,17 +233,12 @@ def drawn_joints(config):
     return joints
 
 
-def with_joints(config, made_for=None):
-    """As `data.coco_pose.dp.with_joints`, on drawn people; draws nothing yet."""
+def prepare(config, made_for=None):
+    """As `data.coco_pose.dp.prepare`, on drawn people; draws nothing yet."""
     joints = drawn_joints(config)
     return ref.fill_in(config, category(joints), f'data.drawn.joints={joints}', made_for)
 
 
-def open_valid(config):
-    """As `data.coco_pose.dp.open_valid`, on drawn people."""
-    return dp.open_valid(located(config))
-
-
-def init(config, samples_done=0):
+def init(config, samples_done=0, train=True):
     """As `data.coco_pose.dp.init`, on drawn people."""
-    return dp.init(located(config), samples_done)
+    return dp.init(located(config), samples_done, train)

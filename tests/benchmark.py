@@ -101,7 +101,7 @@ def drawn_outputs(people_input, sides, seed=0):
             det = 0.9 * dp.GenerateHeatmap(R, K)(people) + rng.uniform(0, 0.05, (K, R, R))
             tag = rng.normal(0, 1, (K, R // 8, R // 8))
             tag = np.stack([cv2.resize(one, (R, R)) for one in tag])
-            pixels, inside = dp.pixels_of(people, R)
+            pixels, inside = dp.to_pixels(people, R)
             for p, k in np.argwhere(inside):
                 x, y = pixels[p, k]
                 tag[k, max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] = 3 * p

@@ -83,7 +83,7 @@ def test_no_coco(refused, run1):
 
 def test_no_photos(coco, train_refused, refused, run1):
     """Every place that was tried is named."""
-    tried = ['no/where/train2017/0', 'no/where/0']
+    tried = ['no/where/train2017, no/where;']
     train_refused('data.images=no/where', names=tried)
     refused('test.py', '-c', 'run1', '--set', 'data.images=no/where', names=tried)
 
@@ -125,8 +125,9 @@ def test_annotations_without_keypoints(coco, train_refused, refused, run1, count
         if count == 0:
             del entry['keypoints']
     coco.annotations.write_text(json.dumps(coco.content))
-    found = f'expected 51 keypoint values, found {count}' if count else 'lacks keypoints'
-    names = [coco.annotations, found, 'person_keypoints']
+    found = {0: 'has no keypoints', 42: 'expected 51 keypoint values of each person, found 42',
+             50: 'entry 0 of annotations: expected 48 keypoint values, found 50'}  # fmt: skip
+    names = [coco.annotations, found[count], 'COCO keypoints' if count != 42 else 'person']
     train_refused(names=names)
     refused('test.py', '-c', 'run1', names=names)
 
@@ -142,11 +143,11 @@ def test_annotations_without_keypoints(coco, train_refused, refused, run1, count
         lambda content: content['images'][-1].pop('file_name'),
         lambda content: content['annotations'][0].pop('image_id'),
         lambda content: content['annotations'][0].update(category_id='person'),
-        lambda content: content['annotations'][0].update(keypoints=None),
+        lambda content: content['annotations'][0].update(keypoints={}),
         lambda content: content['annotations'][0].update(keypoints=['a'] * 51),
     ],
     ids=['images null', 'annotations null', 'images texts', 'annotations texts', 'image without id',
-         'image without name', 'no image_id', 'category by name', 'keypoints null',
+         'image without name', 'no image_id', 'category by name', 'keypoints an object',
          'keypoints texts'],
 )  # fmt: skip
 def test_annotations_of_another_form(coco, train_refused, change):

@@ -14,8 +14,10 @@ from pycocotools.coco import COCO
 import test
 from data.coco_pose import ref
 from data.coco_pose.dp import GenerateHeatmap
+from data.coco_pose.results import STATS, coco_scores, to_coco
+from data.coco_pose.splits import open_valid
 from task import pose
-from test import STATS, coco_scores, evaluate, to_coco
+from test import evaluate
 from utils.affine import get_transform, invert, kpt_affine
 from utils.group import HeatmapParser
 from utils.run import Run
@@ -23,25 +25,24 @@ from utils.run import Run
 FLIP = list(ref.COCO.flip)
 
 
-def joints_of(split, image_id):
+def joints_of(split, number):
     """The labelled people (P, K, 3) of a photo, in its own frame."""
-    entries = [a for a in split.annotations if a['image_id'] == image_id and ref.has_people(a)]
-    return np.array([a['keypoints'] for a in entries], float).reshape(-1, 17, 3)
+    return split.keypoints[split.people(number)]
 
 
-def answers(split, ids=None, score=0.9):
+def answers(split, numbers=None, score=0.9):
     """The annotations themselves as detections."""
     detections = []
-    for image_id in split.ids if ids is None else ids:
-        people = joints_of(split, image_id)
-        detections += to_coco(people, np.full(len(people), score), image_id)
+    for number in range(len(split)) if numbers is None else numbers:
+        people = joints_of(split, number)
+        detections += to_coco(people, np.full(len(people), score), split.ids[number])
     return detections
 
 
 def whole(coco, configure, *settings):
     """All photos of a drawn set as a validation split, and the config that says so."""
     config = configure(*coco.settings, f'data.valid_annotations={coco.annotations}', *settings)
-    return ref.open_valid(config['data']), config
+    return open_valid(config['data']), config
 
 
 def draw(people_output, R, reach=1):
@@ -59,16 +60,15 @@ def draw(people_output, R, reach=1):
 class Oracle:
     """A network that knows the annotations, and tells photos apart by their colour.
 
-    Whether a photo and its mirror image get the answers of that photo hangs on the evaluation.
+    Whether a photo and its mirror image get the answers of that photo depends on the evaluation.
     """
 
     def __init__(self, coco, split, config):
         self.split, self.config = split, config
         self.seen = []
-        for number, image_id in enumerate(split.ids):
-            record = split.records[image_id]
-            photo = np.full((record['height'], record['width'], 3), 10 * number + 10, np.uint8)
-            cv2.imwrite(str(coco.path(image_id)), photo)
+        for number, size in enumerate(split.sizes):
+            photo = np.full((*size, 3), 10 * number + 10, np.uint8)
+            cv2.imwrite(str(split.path(number)), photo)
 
     def __call__(self, images):
         B = len(images) // 2
@@ -76,13 +76,12 @@ class Oracle:
         preds = []
         for photo, mirrored in zip(images[:B], images[B:], strict=True):
             assert torch.equal(photo.flip(1), mirrored)
-            image_id = self.split.ids[int(photo[side // 2, side // 2, 0]) // 10 - 1]
-            self.seen.append(image_id)
-            record = self.split.records[image_id]
-            height, width = record['height'], record['width']
+            number = int(photo[side // 2, side // 2, 0]) // 10 - 1
+            self.seen.append(number)
+            height, width = self.split.sizes[number]
             center, scale = (width / 2, height / 2), max(height, width) / 200
             matrix = get_transform(center, scale, (side // 4, side // 4))[:2]
-            people = joints_of(self.split, image_id)
+            people = joints_of(self.split, number)
             people[..., :2] = kpt_affine(people[..., :2], matrix)
             det, tag = draw(people, side // 4)
             preds.append((np.concatenate([det, tag]), np.concatenate([det[FLIP], tag[FLIP]])))
@@ -96,7 +95,7 @@ class Oracle:
 
 def test_perfect_detections_score_1(make_coco, configure):
     split, _ = whole(make_coco(people=(1, 3, 2), valid=(2, 0, 1)), configure)
-    figures, text, *_ = coco_scores(split, split.ids, answers(split))
+    figures, text, *_ = coco_scores(split, answers(split))
     assert tuple(figures) == STATS and len(text.splitlines()) == 10
     assert figures['AP'] == figures['AP50'] == figures['AR'] == 1.0
 
@@ -114,7 +113,7 @@ def test_perfect_heatmaps_score_nearly_1(make_coco, configure, mode, batchsize):
     oracle = Oracle(coco, split, config)
     figures, text, *_, detections = evaluate(oracle, split, mode)
     assert figures['AP'] > 0.98 and figures['AP50'] == figures['AR50'] == 1
-    assert sorted(oracle.seen) == sorted(split.ids * (3 if mode == 'multi' else 1))
+    assert sorted(oracle.seen) == sorted([*range(len(split))] * (3 if mode == 'multi' else 1))
     assert len(detections) == 9
 
 
@@ -152,37 +151,37 @@ def test_wrong_joints_score_less(make_coco, configure):
     detections = answers(split)
     moved = np.array(detections[0]['keypoints']).reshape(17, 3) + (40, 40, 0)
     detections[0]['keypoints'] = moved.flatten().tolist()
-    assert 0.4 < coco_scores(split, split.ids, detections)[0]['AP'] < 0.9
+    assert 0.4 < coco_scores(split, detections)[0]['AP'] < 0.9
     for entry in detections:
         swapped = np.array(entry['keypoints']).reshape(17, 3)[FLIP]
         entry['keypoints'] = swapped.flatten().tolist()
-    assert coco_scores(split, split.ids, detections)[0]['AP'] < 0.3  # left is not right
+    assert coco_scores(split, detections)[0]['AP'] < 0.3  # left is not right
 
 
 def test_images_without_people_count(make_coco, configure):
     """Somebody found there is a mistake, and the surer the worse."""
     split, _ = whole(make_coco(people=(2,), valid=(0, 1)), configure)
-    nobody = split.ids[1]
-    ghost = answers(split, split.ids[:1], score=0.99)[:1]
-    ghost[0]['image_id'] = nobody
-    figures, *_ = coco_scores(split, split.ids, answers(split) + ghost)
+    ghost = answers(split, [0], score=0.99)[:1]
+    ghost[0]['image_id'] = int(split.ids[1])
+    figures, *_ = coco_scores(split, answers(split) + ghost)
     assert 0.5 < figures['AP'] < 0.99 and figures['AR'] == 1.0
-    only_people = [i for i in split.ids if i != nobody]
-    assert coco_scores(split, only_people, answers(split) + ghost)[0]['AP'] == 1.0
+    only_people = split.select([0, 2])
+    assert coco_scores(only_people, answers(only_people))[0]['AP'] == 1.0
 
 
 @pytest.mark.parametrize('form', ['runs', 'box'])
 def test_people_found_in_a_crowd_count_neither_way(make_coco, configure, form):
     coco = make_coco(people=(1,), valid=(2,), size=(160, 200), crowd=form)
     split, _ = whole(coco, configure)
-    stray = answers(split, split.ids[:1], score=0.99)
+    stray = answers(split, [0], score=0.99)
     inside = np.array(stray[0]['keypoints']).reshape(17, 3)
     inside[:, 0] = np.linspace(5, 40, 17)  # the crowd covers the left quarter
     stray[0]['keypoints'] = inside.flatten().tolist()
-    assert coco_scores(split, split.ids, answers(split) + stray)[0]['AP'] == 1.0
+    assert coco_scores(split, answers(split) + stray)[0]['AP'] == 1.0
     del coco.content['annotations'][-1]  # without the crowd
     coco.annotations.write_text(json.dumps(coco.content))
-    assert coco_scores(split, split.ids, answers(split) + stray)[0]['AP'] < 1.0
+    split, _ = whole(coco, configure)
+    assert coco_scores(split, answers(split) + stray)[0]['AP'] < 1.0
 
 
 def test_annotations_of_other_tools_are_evaluated(make_coco, configure):
@@ -194,7 +193,7 @@ def test_annotations_of_other_tools_are_evaluated(make_coco, configure):
     del coco.content['categories']
     coco.annotations.write_text(json.dumps(coco.content))
     split, _ = whole(coco, configure)
-    assert coco_scores(split, split.ids, answers(split))[0]['AP'] == 1.0
+    assert coco_scores(split, answers(split))[0]['AP'] == 1.0
 
 
 def test_entries_are_the_best_first_and_say_what_was_found():
@@ -280,11 +279,11 @@ def ceiling(split, R, points='adjusted', rng=None):
     rng: shuffles the people of each photo, which decides only between those of equal scores.
     """
     detections = []
-    for image_id in split.ids:
-        height, width = (split.records[image_id][key] for key in ('height', 'width'))
+    for number, image_id in enumerate(split.ids):
+        height, width = split.sizes[number]
         center, scale = (width / 2, height / 2), max(height, width) / 200
         matrix = get_transform(center, scale, (R, R))[:2]
-        people = joints_of(split, image_id)
+        people = joints_of(split, number)
         people[..., :2] = kpt_affine(people[..., :2], matrix)
         det, tag = draw(people, R, reach=0)
         adjusted = points == 'adjusted'
@@ -296,7 +295,7 @@ def ceiling(split, R, points='adjusted', rng=None):
         found[..., :2] = kpt_affine(found[..., :2], invert(matrix))
         order = np.arange(len(found)) if rng is None else rng.permutation(len(found))
         detections += to_coco(found[order], scores[order], image_id)
-    return coco_scores(split, split.ids, detections)[0]['AP']
+    return coco_scores(split, detections)[0]['AP']
 
 
 @pytest.mark.parametrize('R, wanted', [(128, 0.926), (64, 0.704)])
@@ -309,9 +308,9 @@ def test_the_ceiling_on_photos_of_coco(shared, R, wanted):
     """
     file = str(shared / 'coco' / 'annotations' / 'person_keypoints_sample.json')
     images = str(shared / 'coco' / 'images')
-    split = ref.open_valid({'annotations': '', 'images': images, 'valid_annotations': file,
-                            'valid_images': ''})  # fmt: skip
-    assert sum(len(joints_of(split, image_id)) for image_id in split.ids) == 12
+    split = open_valid({'annotations': '', 'images': images, 'valid_annotations': file,
+                        'valid_images': ''})  # fmt: skip
+    assert split.count_people().sum() == 12
     assert ceiling(split, R) == pytest.approx(wanted, abs=0.005)
     rng = np.random.default_rng(0)
     for _ in range(2):

@@ -8,10 +8,9 @@ import signal
 import pytest
 import torch
 
-from data.coco_pose import dp
 from models.posenet import PoseNet
 from tests.faults import common
-from utils import dist
+from utils import dist, loading
 
 ONCE = ('train.epochs=1', 'train.train_iters=1')
 WHOLE = ('model.bn=True', 'train.num_workers=1', 'train.log_iters=4', 'train.save_minutes=0')
@@ -198,12 +197,12 @@ def test_an_error_of_any_rank_is_said_once(place, undisturbed):
 
 
 def test_shares_of_ranks_are_the_batches_of_one(monkeypatch):
-    """The order of samples hangs on the seed and the pass alone."""
+    """The order of samples depends on the seed and the pass alone."""
 
     def batches(rank, world, count=5):
         monkeypatch.setattr(dist, 'rank', lambda: rank)
         monkeypatch.setattr(dist, 'world_size', lambda: world)
-        numbers = iter(dp.RankBatches(dp.Passes(7, seed=3, start=4), 12))
+        numbers = iter(loading.RankBatches(loading.Passes(7, seed=3, start=4), 12))
         return [next(numbers) for _ in range(count)]
 
     whole = batches(0, 1)
@@ -214,8 +213,8 @@ def test_shares_of_ranks_are_the_batches_of_one(monkeypatch):
 
 
 def test_workers_of_ranks_share_the_cores(monkeypatch):
-    monkeypatch.setattr(dp.os, 'sched_getaffinity', lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(loading.os, 'sched_getaffinity', lambda _: set(range(8)), raising=False)
     for ranks, expected in ((1, 8), (2, 4), (8, 1), (16, 1)):
         monkeypatch.setattr(dist, 'local_world_size', lambda ranks=ranks: ranks)
-        assert dp.worker_count(-1) == expected
-    assert dp.worker_count(3) == 3
+        assert loading.worker_count(-1) == expected
+    assert loading.worker_count(3) == 3

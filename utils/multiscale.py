@@ -12,6 +12,21 @@ from utils.device import one_thread
 DIVERGED = 10  # a heatmap, trained toward 1, that exceeds this is noise
 
 
+def as_rgb(img):
+    """A photo (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), 8 or 16 bit, as (H, W, 3) uint8 RGB."""
+    img = np.asarray(img)
+    if img.dtype == np.uint16:
+        img = (img >> 8).astype(np.uint8)
+    if img.ndim == 2:
+        img = img[..., None]
+    if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] not in (1, 3, 4) or 0 in img.shape:
+        raise ValueError(
+            'a photo is an array (height, width, 3) of uint8 RGB; grey, alpha and 16 bit work too; '
+            f'found {img.dtype} {img.shape}'
+        )
+    return np.repeat(img, 3, axis=2) if img.shape[2] == 1 else np.ascontiguousarray(img[..., :3])
+
+
 def input_frames(height, width, config, scales):
     """For every scale the (rows, cols) of the network's input, and the (2, 3) matrix into it.
 

@@ -1,19 +1,17 @@
 """The data provider: what the network is trained to answer, and the loaders of both splits."""
 
-import itertools
-import os
-import signal
-
-import cv2
 import numpy as np
 import torch
 
-from data.coco_pose import ref
+from data.coco_pose import ref, splits
+from data.coco_pose.annotations import read_file
 from data.coco_pose.augment import centred, colour, jittered, mirror, warp_sample
-from utils import dist
+from data.coco_pose.photo import read_photo
+from utils.affine import warp
 from utils.errors import UserError
-
-GRACE = 20  # seconds that a worker outlives a SIGTERM
+from utils.loading import Passes, RankBatches, make_loader, worker_count
+from utils.multiscale import input_frames
+from utils.regions import draw_mask
 
 
 class GenerateHeatmap:
@@ -38,7 +36,7 @@ class GenerateHeatmap:
         windows = np.lib.stride_tricks.sliding_window_view(
             heatmaps, self.window.shape, axis=(1, 2), writeable=True
         )
-        for person, there in zip(*pixels_of(keypoints, R), strict=True):
+        for person, there in zip(*to_pixels(keypoints, R), strict=True):
             k, (x, y) = there.nonzero()[0], person[there].T  # never twice the same map
             windows[k, y, x] = np.maximum(windows[k, y, x], self.window)
         return np.ascontiguousarray(heatmaps[:, reach:-reach, reach:-reach])
@@ -58,7 +56,7 @@ class KeypointsRef:
 
     def __call__(self, keypoints, output_res):
         refs = np.zeros((self.max_num_people, self.num_parts, 2), np.int64)
-        pixels, inside = pixels_of(keypoints[: self.max_num_people], output_res)
+        pixels, inside = to_pixels(keypoints[: self.max_num_people], output_res)
         P, K = inside.shape
         index = (np.arange(K) * output_res + pixels[..., 1]) * output_res + pixels[..., 0]  # (P, K)
         people, joints = inside.nonzero()
@@ -68,7 +66,7 @@ class KeypointsRef:
         return refs
 
 
-def pixels_of(keypoints, output_res):
+def to_pixels(keypoints, output_res):
     """Pixels (P, K, 2) int of points (P, K, 3), and which (P, K) are labelled and inside.
 
     Cut toward zero, as the original does it: a point less than a pixel beyond the left or upper
@@ -80,14 +78,15 @@ def pixels_of(keypoints, output_res):
 
 
 class Dataset(torch.utils.data.Dataset):
-    """Photos with their targets, numbered by (pass over the data, image number).
+    """Photos with their targets, numbered by (pass over the data, photo number).
 
-    split: a ref.Split. settings: the config's 'train'. ranges: the config's 'augmentation', or
-    None for the whole photo as it is. Random choices hang on (seed, pass, image number) alone, so
-    that neither workers nor a resume change them.
+    split: an annotations.Split. settings: the config's 'train'. ranges: the config's
+    'augmentation', or None for the whole photo as it is. Random choices depend on (seed, pass,
+    photo number) alone, so that neither workers nor a resume change them.
     """
 
     def __init__(self, split, settings, ranges=None):
+        self.split = split
         self.seed = settings['seed']
         self.input_res, self.output_res = settings['input_res'], settings['output_res']
         self.ranges = ranges
@@ -95,23 +94,9 @@ class Dataset(torch.utils.data.Dataset):
         self.flip = list(split.joints.flip)
         self.heatmaps = GenerateHeatmap(self.output_res, len(self.flip), sigma)
         self.keypoints = KeypointsRef(settings['max_num_people'], len(self.flip))
-        self.ids = split.ids
-        self.records = [split.records[i] for i in self.ids]
-        self.paths = [str(split.path(i)) for i in self.ids]
-        # Only what training needs, in arrays: a whole COCO file as Python objects would grow into
-        # a copy of its own in every worker.
-        self.people = {i: [] for i in self.ids}
-        self.crowds = {i: [] for i in self.ids}
-        # The largest people first: those are kept where there are more than max_num_people.
-        for annotation in sorted(split.annotations, key=lambda a: -a['area']):
-            if ref.has_people(annotation):
-                joints = np.array(annotation['keypoints'], np.float32).reshape(-1, 3)
-                self.people[annotation['image_id']].append(joints)
-            elif annotation['iscrowd']:
-                self.crowds[annotation['image_id']].append(annotation)
 
     def __len__(self):
-        return len(self.ids)
+        return len(self.split)
 
     def __getitem__(self, number):
         """One sample as a dict of arrays; `problem` says why another photo stands in for this one.
@@ -124,7 +109,7 @@ class Dataset(torch.utils.data.Dataset):
         for other in range(len(self)):
             chosen = (index + other) % len(self)
             try:
-                photo = ref.read_photo(self.paths[chosen], self.records[chosen])
+                photo = read_photo(self.split.path(chosen), self.split.sizes[chosen])
             except UserError as error:
                 problem = problem or str(error)
                 continue
@@ -133,124 +118,98 @@ class Dataset(torch.utils.data.Dataset):
 
     def sample(self, photo, index, turn):
         """The sample of photo number `index` in pass number `turn`."""
-        height, width = photo.shape[:2]
-        image_id = self.ids[index]
         rng = np.random.default_rng((self.seed, turn, index))
-        people = np.array(self.people[image_id], np.float32).reshape(-1, len(self.flip), 3)
-        crowds = self.crowds[image_id]
-        crowd = ref.crowd_mask(crowds, height, width) if crowds else None
-        geometry = (
-            jittered(height, width, self.ranges, rng) if self.ranges else centred(height, width)
-        )
+        rows = self.split.people(index)
+        # The largest people first: those are kept where there are more than max_num_people.
+        rows = rows[np.argsort(-self.split.areas[rows], kind='stable')]
+        people = self.split.keypoints[rows].astype(np.float32)
+        size, ranges, crowds = photo.shape[:2], self.ranges, self.split.crowds(index)
+        crowd = draw_mask(crowds, *size) if crowds else None
+        geometry = jittered(*size, ranges, rng) if ranges else centred(*size)
         photo, mask, people = warp_sample(
             photo, crowd, people, geometry, self.input_res, self.output_res
         )
-        if self.ranges and rng.random() < self.ranges['mirror']:
+        if ranges and rng.random() < ranges['mirror']:
             photo, mask, people = mirror(photo, mask, people, self.flip)
         imgs = np.multiply(photo, np.float32(1 / 255), dtype=np.float32, order='C')
         return {
-            'imgs': colour(imgs, self.ranges, rng) if self.ranges else imgs,
+            'imgs': colour(imgs, ranges, rng) if ranges else imgs,
             'masks': np.ascontiguousarray(mask),
             'keypoints': self.keypoints(people, self.output_res),
             'heatmaps': self.heatmaps(people),
-            'image_id': image_id,
+            'image_id': int(self.split.ids[index]),
         }
 
 
-class Passes(torch.utils.data.Sampler):
-    """Endless (pass, image number) pairs: each pass visits every image once, newly shuffled.
+class PhotoInputs(torch.utils.data.Dataset):
+    """The photos of a split as the network's inputs at every scale, for workers to prepare."""
 
-    start: samples already drawn, so that a resumed run goes on in the middle of a pass.
+    def __init__(self, split, config, scales):
+        self.split, self.config, self.scales = split, config, scales
+
+    def __len__(self):
+        return len(self.split)
+
+    def read(self, number):
+        """A photo of the split."""
+        return read_photo(self.split.path(number), self.split.sizes[number])
+
+    def batches(self, size):
+        """Photo numbers in batches of equal input size."""
+        groups = {}
+        for i, shape in enumerate(self.split.sizes):
+            if self.config['test']['square']:  # which fits photos of any size
+                shape = 1, 1
+            elif not all(shape):  # the file does not say
+                shape = self.read(i).shape[:2]
+            frames = input_frames(*shape, self.config, self.scales)
+            groups.setdefault(frames[0][0], []).append(i)
+        return [same[i : i + size] for same in groups.values() for i in range(0, len(same), size)]
+
+    def __getitem__(self, index):
+        photo = self.read(index)
+        frames = input_frames(*photo.shape[:2], self.config, self.scales)
+        return (
+            index,
+            photo.shape[:2],
+            frames,
+            [torch.from_numpy(warp(photo, matrix, res)) for res, matrix in frames],
+        )
+
+    @staticmethod
+    def collate(samples):
+        """Photos of equal input size: numbers, sizes, frames, and per scale a (B, H, W, 3)."""
+        numbers, sizes, frames, inputs = zip(*samples, strict=True)
+        return numbers, sizes, frames, [torch.stack(same) for same in zip(*inputs, strict=True)]
+
+
+def prepare(config, made_for=None):
+    """The config of a new run with all of its joints, as its annotations name them.
+
+    made_for: how many joints model.oup_dim is for, where that is not the config's own number.
+    Raises UserError, and for a missing file or folder does so before it reads any.
     """
-
-    def __init__(self, count, seed, start=0):
-        self.count = count
-        self.seed = seed
-        self.start = start
-
-    def __iter__(self):
-        turn, done = divmod(self.start, self.count)
-        while True:
-            order = np.random.default_rng((self.seed, turn)).permutation(self.count)
-            yield from ((turn, int(index)) for index in order[done:])
-            turn, done = turn + 1, 0
+    (file, images), valid_source = splits.sources(config['data'])
+    splits.find_folder(file, images)
+    splits.find_folder(*valid_source)
+    category = read_file(file).category
+    return ref.fill_in(config, category if category['keypoints'] else None, file, made_for)
 
 
-class RankBatches(torch.utils.data.Sampler):
-    """Batches of `batchsize` numbers over all ranks: of each, the share that this rank loads.
-
-    The batches themselves do not hang on how many ranks there are.
-    """
-
-    def __init__(self, numbers, batchsize):
-        self.numbers = numbers
-        self.batchsize = batchsize
-        share = batchsize // dist.world_size()
-        self.share = slice(dist.rank() * share, (dist.rank() + 1) * share)
-
-    def __iter__(self):
-        numbers = iter(self.numbers)
-        while batch := list(itertools.islice(numbers, self.batchsize)):
-            yield batch[self.share]
-
-
-def worker_count(setting):
-    """The setting, or for -1 this rank's share of the cores that it may use, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return setting if setting >= 0 else min(max(cores // dist.local_world_size(), 1), 8)
-
-
-def start_worker(_):
-    """Set-up of a worker process: one thread of OpenCV; Ctrl-C is the main process's affair."""
-    cv2.setNumThreads(1)
-    if not torch.cuda.is_available():
-        # The network's threads wait for one another many times a step: a worker that takes one of
-        # their cores stops them all, while it can well live on the moments that they leave free.
-        os.nice(19)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A scheduler's SIGTERM reaches workers, too, while the ranks still need a batch or two to stop
-    # at the same step. The handler also replaces the main process's own, which a fork inherits.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
-
-
-def make_loader(dataset, workers, **options):
-    """A DataLoader with this project's workers, which leaves the training's random state alone."""
-    if workers > 0:
-        # A process forked while OpenCV has threads would wait for them for ever.
-        cv2.setNumThreads(1)
-        options = {'prefetch_factor': 4, 'persistent_workers': True} | options
-    return torch.utils.data.DataLoader(
-        dataset,
-        num_workers=workers,
-        worker_init_fn=start_worker,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
-        **options,
-    )
-
-
-def with_joints(config, made_for=None):
-    """The config of a new run with all that is to be known of its joints, see ref.fill_in."""
-    return ref.with_joints(config, made_for)
-
-
-def open_valid(config):
-    """The validation split of a config (a ref.Split). Raises UserError."""
-    return ref.open_valid(config['data'])
-
-
-def init(config, samples_done=0):
+def init(config, samples_done=0, train=True):
     """The loaders of a config: {'train': endless batches, 'valid': valid_iters batches}.
 
     Under torchrun each rank's loaders give its own share of every batch. Beside them 'valid_split',
-    the ref.Split that evaluation uses whole. samples_done: training samples that earlier batches
-    have used, over all ranks. Raises UserError.
+    the annotations.Split that evaluation uses whole; without `train` it comes alone, and only its
+    own file is read. samples_done: training samples that earlier batches have used, over all ranks.
+    Raises UserError.
     """
-    settings = config['train']
+    if not train:
+        return {'valid_split': splits.open_valid(config['data'])}
+    settings, batchsize = config['train'], config['train']['batchsize']
     workers = worker_count(settings['num_workers'])
-    batchsize = settings['batchsize']
     ranges = config['augmentation'] if settings['augment'] else None
-    train_split, valid_split = ref.open_splits(config['data'])
+    train_split, valid_split = splits.open_splits(config['data'])
     train, valid = Dataset(train_split, settings, ranges), Dataset(valid_split, settings)
     # The same images in the same order every time: differences come from the network alone.
     numbers = [(0, i % len(valid)) for i in range(settings['valid_iters'] * batchsize)]

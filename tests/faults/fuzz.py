@@ -48,15 +48,20 @@ from faults._damage import (
     make_material,
     saved,
 )
+from pycocotools import mask as rle_mask
 
 import test
 import train
 from data.coco_pose import dp, ref
+from data.coco_pose.photo import read_photo
+from data.coco_pose.results import coco_scores
+from data.coco_pose.splits import open_splits
 from task import pose
 from utils import convert
 from utils.config import apply_settings, flatten
 from utils.errors import UserError
 from utils.metrics import add_metrics
+from utils.regions import MOST_PIXELS, draw_mask
 from utils.run import Run
 
 SECONDS, BYTES = 10, 2 << 30  # that a case may take
@@ -105,7 +110,7 @@ def config_case(material, rng):
             assert not isinstance(value, float) or math.isfinite(value), f'{key}: {value!r}'
         _, loaders, state, _ = open_training()
         sample, config = loaders['train'].dataset[0, 0], state.config
-        check_sample(sample, config['train'], len(ref.names_of(config['data'])))
+        check_sample(sample, config['train'], len(ref.joint_names(config['data'])))
         test.load('run1')
 
     # A value that fits no other value, path or network is named by its key or by what it is.
@@ -123,13 +128,13 @@ def annotations_case(material, rng):
     settings = [f'data.images={material.folder}/images', f'data.annotations={file}']
 
     def use():
-        config = dp.with_joints(apply_settings(pose.__config__, [*TINY, *settings]))
-        for split in ref.open_splits(config['data']):
+        config = dp.prepare(apply_settings(pose.__config__, [*TINY, *settings]))
+        for split in open_splits(config['data']):
             K = len(split.joints.names)
             dataset = dp.Dataset(split, config['train'], config['augmentation'])
             for number in range(len(dataset)):
                 check_sample(dataset[0, number], config['train'], K)
-                inside = Path(split.path(split.ids[number])).resolve()
+                inside = split.path(number).resolve()
                 assert inside.is_relative_to(material.folder / 'images'), inside
             check_crowds(split)
             check_truth(split)
@@ -145,16 +150,16 @@ def photo_case(material, rng):
     what, data = ('size', lie_of_size(name, original, rng)) if lie else damage_bytes(original, rng)
     path = Path(f'photo{Path(name).suffix}')
     path.write_bytes(data)
-    record = {'height': SIZE[0], 'width': SIZE[1]} if rng.random() < 0.5 else None
+    size = SIZE if rng.random() < 0.5 else (0, 0)
 
     def use():
-        photo = ref.read_photo(path, record)
+        photo = read_photo(path, size)
         assert photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3
-        assert 0 < photo.size // 3 <= ref.MOST_PIXELS
-        assert record is None or photo.shape[:2] == SIZE
+        assert 0 < photo.size // 3 <= MOST_PIXELS
+        assert size != SIZE or photo.shape[:2] == SIZE
         if name.endswith('.png') and not lie:  # which has check sums
             (material.folder / 'original').write_bytes(original)
-            assert np.array_equal(photo, ref.read_photo(material.folder / 'original'))
+            assert np.array_equal(photo, read_photo(material.folder / 'original'))
 
     return f'{name}, {what}', (path.name,), use
 
@@ -227,7 +232,7 @@ def evaluate_run(material, exact, name='run1'):
     own = func.network.state_dict()
     assert all(value.isfinite().all() for value in own.values())
     assert not exact or equal(own, material.state['state_dict'])
-    photo = ref.read_photo(material.folder / 'images/colour.png')
+    photo = read_photo(material.folder / 'images/colour.png')
     people, scores = test.multiperson(photo, func)
     assert people.shape == (len(scores), 17, 5) and np.isfinite(people).all()
 
@@ -259,27 +264,25 @@ def check_sample(sample, settings, K):
 
 
 def check_crowds(split):
-    """Regions of crowds are drawn as an independent reader of run lengths draws them."""
-    for entry in split.annotations:
-        region = entry.get('segmentation')
-        if entry['iscrowd'] and region and isinstance(region, dict):
-            mask = ref.crowd_mask([entry], *SIZE)
-            if isinstance(region['counts'], str):
-                wanted = ref.rle_mask.decode(region)
-            else:
-                runs = [[k % 2] * run for k, run in enumerate(region['counts'])]
-                wanted = np.array(sum(runs, []), np.uint8).reshape(SIZE[::-1]).T
-            assert np.array_equal(mask, wanted)
+    """Regions of crowds cover as many pixels as an independent reader of run lengths counts."""
+    for number in range(len(split)):
+        for crowd in split.crowds(number):
+            mask = draw_mask([crowd], *SIZE)
+            assert mask.shape == SIZE and mask.max() <= 1
+            if isinstance(crowd, dict) and crowd['size'] == list(SIZE):
+                assert mask.sum() == rle_mask.area(crowd)
+                again = rle_mask.encode(np.asfortranarray(mask))
+                assert np.array_equal(mask, draw_mask([again], *SIZE))
 
 
 def check_truth(split):
     """The truth itself, taken for detections, is found whole: AP is 1, or -1 without people."""
-    people = [a for a in split.annotations if ref.has_people(a)]
     detections = [
-        {'image_id': a['image_id'], 'category_id': split.category_id, 'score': 0.9,
-         'keypoints': a['keypoints']} for a in people
+        {'image_id': int(split.ids[number]), 'category_id': split.category['id'], 'score': 0.9,
+         'keypoints': split.keypoints[row].flatten().tolist()}
+        for number in range(len(split)) for row in split.people(number)
     ]  # fmt: skip
-    figures, *_ = test.coco_scores(split, split.ids, detections)
+    figures, *_ = coco_scores(split, detections)
     assert figures['AP'] > 0.999 or figures['AP'] == -1, figures
 
 

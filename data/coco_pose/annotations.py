@@ -1,0 +1,251 @@
+"""A COCO annotation file as flat arrays: a Split, the part of its photos that one phase uses."""
+
+import functools
+import json
+import re
+from array import array
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Raw
+
+from data.coco_pose import ref
+from utils import dist
+from utils.errors import UserError
+from utils.regions import FAR, Number, Region, Side, pack
+
+LARGE = 20_000_000  # bytes of a file whose reading is announced
+# A path that stays in its folder, and that the system can have: neither absolute nor with '..'.
+INSIDE = re.compile(r'(?![/\\]|\w:|(.*[/\\])?\.\.([/\\]|$))[^\0\ud800-\udfff]+', re.DOTALL)
+
+EXPORT = 'export the file again as COCO keypoints'
+
+Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Length = Annotated[float, Meta(ge=0, lt=FAR)]
+
+
+# The fields that are read, and what they must be. All others are skipped while a file is parsed.
+class ImageEntry(msgspec.Struct, gc=False):
+    id: Whole
+    file_name: str
+    height: Side | None = None
+    width: Side | None = None
+
+    def __post_init__(self):
+        if not INSIDE.fullmatch(self.file_name):
+            raise ValueError(f'file_name is {self.file_name!r:.80}: expected a path inside images')
+
+
+class AnnotationEntry(msgspec.Struct, gc=False):
+    image_id: Whole
+    category_id: Whole | None = None
+    keypoints: list[Number] | None = None  # of each joint x, y, and 0 if it is not labelled
+    iscrowd: bool | None = False
+    bbox: tuple[Number, Number, Length, Length] | None = None  # x, y, width, height
+    area: Annotated[float, Meta(ge=0, lt=FAR**2)] | None = None
+
+
+class CrowdEntry(msgspec.Struct):
+    segmentation: Region | None = None
+
+
+class Category(msgspec.Struct):
+    id: Whole | None = None
+    name: Any = None
+    keypoints: list[str] | None = None
+    skeleton: list[tuple[int, int]] | None = None
+
+    def __post_init__(self):
+        names = self.keypoints or ()
+        if names and (self.id is None or len(set(names)) < len(names) or '\n' in ''.join(names)):
+            raise ValueError(f'expected an id, and different names as keypoints, found {names}')
+
+
+class CocoFile(msgspec.Struct):
+    images: list[Raw]
+    annotations: list[Raw] | None = None
+    categories: list[Category] | None = None
+
+    def __post_init__(self):
+        # Categories that name the same joints are one kind, and the first stands for all of them.
+        kinds = {', '.join(c.keypoints): c.name for c in self.categories or () if c.keypoints}
+        if len(kinds) > 1:
+            found = '; '.join(f'{name} ({names})' for names, name in kinds.items())
+            raise ValueError(f'expected categories and annotations of one kind, found {found}')
+
+
+@dataclass
+class Split:
+    """N photos of an annotation file, and the A annotations of the whole file, as flat arrays.
+
+    A photo is known by its place, from 0, and so is an annotation, in the order of the file.
+    """
+
+    file: str
+    category: dict  # of the people: id, name, skeleton, keypoints: None if the file names no joints
+    ids: np.ndarray  # (N,)
+    names: np.ndarray  # (N,) paths in `folder`
+    sizes: np.ndarray  # (N, 2) height and width, 0 where the file does not say
+    spans: np.ndarray  # (N, 2) where in `order` a photo's annotations start and end
+    order: np.ndarray  # (A,) annotations sorted by their photos
+    keypoints: np.ndarray  # (A, K, 3)
+    is_person: np.ndarray  # (A,) has labelled joints, and is no crowd
+    boxes: np.ndarray  # (A, 4) x, y, width, height
+    areas: np.ndarray  # (A,)
+    is_crowd: np.ndarray  # (A,)
+    regions: dict  # crowds' compressed run lengths by annotation
+    joints: ref.Joints = ref.COCO
+    folder: Path = Path()
+
+    def __len__(self):
+        return len(self.ids)
+
+    def path(self, number):
+        """Where a photo lies."""
+        return self.folder / self.names[number]
+
+    def annotations(self, number):
+        """The annotations of a photo."""
+        return self.order[slice(*self.spans[number])]
+
+    def people(self, number):
+        """The annotations of a photo that are people with labelled joints."""
+        rows = self.annotations(number)
+        return rows[self.is_person[rows]]
+
+    def crowds(self, number):
+        """A photo's crowds, as regions.draw_mask takes them."""
+        rows = self.annotations(number).tolist()
+        return [self.regions.get(row, self.boxes[row]) for row in rows if self.is_crowd[row]]
+
+    def count_people(self):
+        """How many people with labelled joints each photo shows, (N,)."""
+        before = np.append(0, self.is_person[self.order].cumsum())
+        return np.diff(before[self.spans])[:, 0]
+
+    def select(self, numbers):
+        """The Split of just these photos, in this order."""
+        photos = {key: getattr(self, key)[numbers] for key in ('ids', 'names', 'sizes', 'spans')}
+        return replace(self, **photos)
+
+
+class Reader:
+    """The arrays of a file while its entries come in. Raises ValueError on one that is wrong."""
+
+    def __init__(self, categories):
+        named = [category for category in categories if category.keypoints]
+        self.category = msgspec.to_builtins(named[0]) if named else None
+        self.others = {c.id for c in categories if named and not c.keypoints} - {None}
+        self.values = 3 * len(named[0].keypoints) if named else 0  # of a person's keypoints
+        self.places, self.names, self.sizes, self.regions = {}, [], [], {}
+        self.keypoints = array('d')
+        self.table = array('d')  # place of the photo, is crowd, has keypoints, area, box
+
+    def add_image(self, entry, raw):
+        if self.places.setdefault(entry.id, len(self.names)) < len(self.names):
+            raise ValueError(f'id is {entry.id}, as that of an earlier one')
+        self.names.append(entry.file_name)
+        self.sizes.append([entry.height or 0, entry.width or 0])
+
+    def add_annotation(self, entry, raw):
+        if entry.category_id in self.others:
+            return
+        if not self.category:
+            number = 1 if entry.category_id is None else entry.category_id
+            self.category = {'id': number, 'name': 'person', 'keypoints': None}
+        keypoints, box = entry.keypoints or [], entry.bbox or (0, 0, 0, 0)
+        self.values = self.values or len(keypoints) // 3 * 3
+        if keypoints and len(keypoints) != self.values:
+            raise ValueError(f'expected {self.values} keypoint values, found {len(keypoints)}')
+        if keypoints and not 0 <= min(keypoints[2::3]) <= max(keypoints[2::3]) <= 2:
+            raise ValueError('expected 0, 1 or 2 as the third of the keypoint values of a joint')
+        place = self.places.get(entry.image_id, -1)
+        if entry.iscrowd and place >= 0:
+            region = msgspec.json.decode(raw, type=CrowdEntry, strict=False).segmentation
+            self.regions |= (
+                {len(self.table) // 8: pack(region, self.sizes[place])} if region else {}
+            )
+        area = box[2] * box[3] if entry.area is None else entry.area
+        self.table.extend((place, entry.iscrowd or 0, len(keypoints) > 0, area, *box))
+        self.keypoints.extend(keypoints)
+
+    def split(self, file):
+        """The Split of all that came in."""
+        table = np.reshape(self.table, (-1, 8))
+        places, given = table[:, 0].astype(int), table[:, 2] > 0
+        order, photos = places.argsort(kind='stable'), np.arange(len(self.names))
+        keypoints = np.zeros((len(table), self.values // 3, 3))
+        keypoints[given] = np.reshape(self.keypoints, (given.sum(), *keypoints.shape[1:]))
+        return Split(
+            file=file,
+            category=self.category or {'id': 1, 'name': 'person', 'keypoints': None},
+            ids=np.array(list(self.places), np.int64),
+            names=np.array(self.names, np.dtypes.StringDType()),
+            sizes=np.array(self.sizes, np.int32).reshape(-1, 2),
+            spans=np.stack([places[order].searchsorted(photos + end) for end in (0, 1)], 1),
+            order=order,
+            keypoints=keypoints,
+            is_person=keypoints[..., 2].any(1) & (table[:, 1] == 0),
+            boxes=table[:, 4:].copy(),
+            areas=table[:, 3].copy(),
+            is_crowd=table[:, 1] > 0,
+            regions=self.regions,
+        )
+
+
+def explain(error):
+    """What a field must be, in words of a msgspec.DecodeError or ValueError."""
+    text, _, field = str(error).replace('`', '').partition(' - at $.')
+    return f'{field}: {text[0].lower()}{text[1:]}' if field else text
+
+
+@functools.lru_cache(4)
+def parse(file, path, size, mtime):
+    """See `read_file`. Entries are decoded one by one: memory holds little more than the arrays."""
+    if size > LARGE and dist.rank() == 0:
+        print(f'reading {file} ({size / 1e6:.0f} MB)', flush=True)
+    decoder = msgspec.json.Decoder(CocoFile, strict=False)
+    try:
+        try:
+            content = decoder.decode(path.read_bytes())
+        except msgspec.DecodeError as error:
+            if isinstance(error, msgspec.ValidationError):
+                raise
+            # Python's own reader is slow, but takes NaN (here as null) and a byte order mark.
+            content = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+            content = decoder.decode(msgspec.json.encode(content))
+    except msgspec.ValidationError as error:
+        raise UserError(f'{file} is not a COCO file of keypoints: {explain(error)}') from None
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise UserError(f'{file} cannot be read as JSON ({error}): download it again') from None
+    reader = Reader(content.categories or [])
+    for kind, struct, add in (
+        ('images', ImageEntry, reader.add_image),
+        ('annotations', AnnotationEntry, reader.add_annotation),
+    ):
+        decoder = msgspec.json.Decoder(struct, strict=False)
+        for number, raw in enumerate(getattr(content, kind) or ()):
+            try:
+                add(decoder.decode(raw), raw)
+            except (msgspec.DecodeError, ValueError) as error:
+                where = f'{file}, entry {number} of {kind}'
+                raise UserError(f'{where}: {explain(error)}; correct it, or {EXPORT}') from None
+    if reader.table and not reader.keypoints:
+        raise UserError(f'{file} has no keypoints: use person_keypoints_*.json, or {EXPORT}')
+    content = raw = None  # the file's bytes
+    return reader.split(file)
+
+
+def read_file(file):
+    """All of a COCO file as a Split, parsed once per process. Raises UserError."""
+    path = ref.find_path(file)
+    try:
+        return parse(file, path, path.stat().st_size, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise UserError(
+            f'no COCO annotations at {file} ({error.strerror}): edit ANNOTATIONS in '
+            'data/coco_pose/ref.py, or pass --set data.annotations=... (person_keypoints_*.json)'
+        ) from None
