@@ -21,24 +21,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data.coco_pose import ref
 from data.coco_pose.dp import PhotoInputs
-from data.coco_pose.results import VISIBLE, coco_scores, to_coco, write_pictures, write_submission
+from data.coco_pose.results import coco_scores, to_coco, write_pictures, write_submission
 from data.coco_pose.splits import open_file
-from data.photos import Results, list_files, open_pictures
+from data.predictions import write_predictions
 from task import pose
 from utils import dist
 from utils.affine import kpt_affine, warp
-from utils.checkpoint import read_checkpoint, write_atomically, write_json
+from utils.checkpoint import read_checkpoint, write_json
 from utils.config import apply_settings, check_config, load_task
 from utils.device import choose_device, choose_precision, one_thread
-from utils.draw import draw_heatmaps, draw_people, draw_tags
 from utils.errors import UserError, exit_code
-from utils.group import HeatmapParser, refine
+from utils.group import HeatmapParser
 from utils.loading import make_loader, worker_count
 from utils.multiscale import as_rgb, input_frames, merge, photo_maps
+from utils.progress import Lines, Progress
+from utils.refine import refine
 from utils.run import Run
 from utils.weights import load_network
 
@@ -49,10 +49,7 @@ class Predictor:
     """The network as the function that `multiperson` calls, with the config it was trained by."""
 
     def __init__(self, network, config, device, dtype):
-        self.network = network
-        self.config = config
-        self.device = device
-        self.dtype = dtype
+        self.network, self.config, self.device, self.dtype = network, config, device, dtype
 
     def __call__(self, images):
         """[predictions (B, S, C, H / 4, W / 4) float32] of B images (H, W, 3) of equal size.
@@ -157,112 +154,66 @@ def multiperson(img, func, mode='single', scales=None):
     return group(*maps, config['test'], ref.get_joints(config['data']).order)
 
 
-def predict(func, split, mode, scales=None):
+def find_in_files(func, paths, out, scales, maps=False):
+    """The people in a user's own photos and clips, see `data.predictions.write_predictions`."""
+    settings, joints = func.config['test'], ref.get_joints(func.config['data'])
+
+    def find(img):
+        merged = aggregate(img, func, scales)
+        people, scores = group(*merged, settings, joints.order)
+        seen, _ = group(*merged, settings | {'refine': False}, joints.order)
+        return merged, people, seen, scores
+
+    return write_predictions(find, paths, out, joints, maps)
+
+
+def predict(func, split, mode, scales=None, found=None):
     """The detections of photos as COCO takes them: a list of dicts, best first in each photo.
 
     Under torchrun each rank looks at its share of the photos, and rank 0 returns those of all, just
-    as one rank alone would; the others return an empty list.
+    as one rank alone would; the others return an empty list. found: what this rank's share has so
+    far, a list or `Lines`, to which a list of detections is appended for each batch.
     """
-    config = func.config
+    config, found = func.config, [] if found is None else found
     scales = scales or config['test']['scales'][mode]
     photos = PhotoInputs(split, config, scales)
-    workers = worker_count(config['test']['num_workers'])
     batches = photos.batches(config['test']['batchsize'])
     own = batches[dist.rank() :: dist.world_size()]
+    done, own = own[: len(found)], own[len(found) :]
+    workers = worker_count(config['test']['num_workers'])
     loader = make_loader(photos, workers, batch_sampler=own, collate_fn=photos.collate)
-    found = []  # of each own batch, a list of detections
-    bar = tqdm(total=len(split), desc=f'test {mode}', unit='photo',
-               disable=None if dist.rank() == 0 else True)  # fmt: skip
-    with bar:
-        for numbers, sizes, frames, inputs in loader:
-            if config['test']['mirror']:
-                inputs = [torch.cat([x, x.flip(2)]) for x in inputs]
-            preds = [func(x)[0][:, -1] for x in inputs]
-            B = len(numbers)
-            found.append([])
-            for b, number in enumerate(numbers):
-                maps = [pred[b::B] for pred in preds]
-                people, scores = find_people(maps, frames[b], sizes[b], scales, config)
-                found[-1] += to_coco(people, scores, split.ids[number], split.category['id'])
-            bar.update(min(B * dist.world_size(), bar.total - bar.n))
-    of_ranks = [json.loads(data) for data in dist.gather_bytes(json.dumps(found).encode())]
+    progress = Progress(sum(map(len, done + own)), f'test {mode}', 'photo')
+    progress.update(sum(map(len, done)))
+    for numbers, sizes, frames, inputs in loader:
+        if config['test']['mirror']:
+            inputs = [torch.cat([x, x.flip(2)]) for x in inputs]
+        preds = [func(x)[0][:, -1] for x in inputs]
+        B, batch = len(numbers), []
+        for b, number in enumerate(numbers):
+            maps = [pred[b::B] for pred in preds]
+            people, scores = find_people(maps, frames[b], sizes[b], scales, config)
+            batch += to_coco(people, scores, split.ids[number], split.category['id'])
+        found.append(batch)
+        progress.update(B)
+    progress.close()
+    if dist.world_size() == 1:
+        return [detection for batch in found for detection in batch]
+    shares = dist.gather_bytes(json.dumps(list(found)).encode())
     if dist.rank() > 0:
         return []
     # Batches were dealt out like cards.
-    dealt = [batch for turn in zip_longest(*of_ranks, fillvalue=[]) for batch in turn]
-    return [detection for batch in dealt for detection in batch]
+    dealt = zip_longest(*map(json.loads, shares), fillvalue=[])
+    return [detection for batches in dealt for batch in batches for detection in batch]
 
 
-def find_in_files(func, paths, out, scales, maps=False):
-    """Finds the people in a user's own photos and clips. Returns what went wrong, a line each.
-
-    Writes into the folder `out` a picture of each file, a JPEG or an mp4, and predictions.json;
-    with `maps` also heatmaps/ and tags/, a sheet of each for every photo. Raises UserError where
-    that cannot be written.
-    """
-    files, problems = list_files(paths, [out, out / 'heatmaps', out / 'tags'])
-    for problem in problems:
-        print(f'warning: {problem}', file=sys.stderr)
-    joints = ref.get_joints(func.config['data'])
-    category = {'id': 1, 'name': 'person', 'keypoints': joints.names}
-    category['skeleton'] = [[a + 1, b + 1] for a, b in joints.skeleton]  # COCO counts from 1
-
-    def write(stream):
-        results = Results(out, stream, category)
-        with tqdm(total=len(files), desc='photos', unit='picture', disable=None) as bar:
-            for number, file in enumerate(files, 1):
-                try:
-                    pictures = open_pictures(file)
-                    bar.total += max(pictures.count - 1, 0)
-                    with results.begin(file, pictures.rate):
-                        for picture in pictures:
-                            sheets = maps and pictures.rate is None
-                            add_picture(results, picture, func, scales, sheets)
-                            bar.update()
-                except UserError as error:
-                    problems.append(str(error))
-                    bar.write(f'warning: {error}', file=sys.stderr)
-                bar.total = bar.n + len(files) - number
-                bar.set_postfix(people=results.people)
-        results.end()
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / 'predictions.json', write)
-    except OSError as error:
-        raise UserError(f'cannot write into {out}: {error}') from None
-    return problems
-
-
-def add_picture(results, picture, func, scales, sheets):
-    """Finds the people in a picture and adds them to Results; sheets: with maps, too."""
-    settings, joints = func.config['test'], ref.get_joints(func.config['data'])
-    det, tag, matrix = aggregate(picture, func, scales)
-    people, scores = group(det, tag, matrix, settings, joints.order)
-    # What refine fills in is no sight, even where its value is high: that may be another's joint.
-    seen, _ = group(det, tag, matrix, settings | {'refine': False}, joints.order)
-    entries = to_coco(people, scores, results.next_id)
-    for entry, without in zip(entries, to_coco(seen, scores, 0), strict=True):
-        pairs = zip(entry['keypoints'][2::3], without['keypoints'][2::3], strict=True)
-        entry['guessed'] = [k for k, (value, own) in enumerate(pairs) if value > 0 and own == 0]
-    seen, scores = seen[scores > VISIBLE], scores[scores > VISIBLE]
-    drawn = draw_people(picture, seen, joints.skeleton, scores)
-    pictures = {}
-    if sheets:
-        det, tag = det.cpu().numpy(), tag.cpu().numpy()
-        pictures['heatmaps'] = draw_heatmaps(picture, det, joints.names, matrix)
-        pictures['tags'] = draw_tags(picture, tag, seen, joints.names, joints.skeleton, matrix)
-    results.add(picture.shape[:2], entries, drawn, pictures)
-
-
-def evaluate(func, split, mode='single', scales=None, limit=0):
+def evaluate(func, split, mode='single', scales=None, limit=0, found=None):
     """COCO AP of a Predictor on a split: figures by name, summary, COCOeval, and the detections.
 
-    split: an annotations.Split; limit: only its first photos, 0 for all. All ranks take part, rank
-    0 has the result, and the others get nothing. Raises UserError.
+    split: an annotations.Split; limit: only its first photos, 0 for all. found: see `predict`. All
+    ranks take part, rank 0 has the result, and the others get nothing. Raises UserError.
     """
     split = split.select(slice(limit or None))
-    detections = predict(func, split, mode, scales)
+    detections = predict(func, split, mode, scales, found)
     if dist.rank() > 0:
         return {}, '', None, detections
     return *coco_scores(split, detections), detections
@@ -336,17 +287,36 @@ def main():
     else:
         provider = importlib.import_module(func.config['data_provider'])
         split = provider.init(func.config, train=False)['valid_split']
-    if split.count_people().any():
-        measure(func, split, run, args, settings)
-    else:
-        submit(func, split, run, args)
+    labelled = split.count_people().any()
+    split = split.select(slice(args.limit or None))
+    try:
+        found = open_lines(run, func, split, args)
+        (measure if labelled else submit)(func, split, run, args, settings, found)
+        found.remove()
+    except OSError as error:
+        raise UserError(f'cannot write into {run.folder}: {error}') from None
     return 0
 
 
-def submit(func, split, run, args):
+def open_lines(run, func, split, args):
+    """This rank's detections so far: of the same weights, settings and photos, after a kill."""
+    rank, weights = dist.rank(), run.checkpoint(args.checkpoint).stat()
+    key = {
+        'weights': [args.checkpoint, weights.st_size, weights.st_mtime_ns],
+        'config': func.config,
+        'scales': args.scales or func.config['test']['scales'][args.mode],
+        'photos': [split.file, len(split)],
+        'rank': [rank, dist.world_size()],
+    }
+    lines = Lines(run.folder / f'dt.partial{f"-{rank}" * (rank > 0)}.jsonl', key)
+    if len(lines) and rank == 0:
+        print(f'{lines.path}: an earlier evaluation goes on behind {len(lines)} batches')
+    return lines
+
+
+def submit(func, split, run, args, settings, found):
     """Evaluates photos without labels: what COCO's server takes, in the folder of the run."""
-    split = split.select(slice(args.limit or None))
-    detections = predict(func, split, args.mode, args.scales)
+    detections = predict(func, split, args.mode, args.scales, found)
     if dist.rank() > 0:
         return
     path, archive = write_submission(run.folder, run.name, split, detections)
@@ -356,27 +326,20 @@ def submit(func, split, run, args):
     )
 
 
-def measure(func, split, run, args, settings):
+def measure(func, split, run, args, settings, found):
     """COCO AP of labelled photos: printed, and with detections and pictures kept in the run."""
     figures, text, evaluation, detections = evaluate(
-        func, split, args.mode, args.scales, args.limit
+        func, split, args.mode, args.scales, found=found
     )
     if dist.rank() > 0:
         return
     print(text, end='')
-    write_json(run.folder / 'dt.json', detections)
-    results_path = run.folder / 'results.json'
-    kept = json.loads(results_path.read_text()) if results_path.exists() else {}
+    write_json(run.folder / 'dt.json', detections, indent=None)
     name = 'scales ' + ','.join(f'{s:g}' for s in args.scales) if args.scales else args.mode
     if args.annotations:
         name += f' on {Path(args.annotations).name}'
-    kept[name] = figures | {
-        'photos': min(args.limit or len(split), len(split)),
-        'people': len(detections),
-        'checkpoint': args.checkpoint,
-        'settings': settings,
-    }
-    write_json(results_path, kept)
+    counts = {'photos': len(split), 'people': len(detections)}
+    run.add_results(name, figures | counts | {'checkpoint': args.checkpoint, 'settings': settings})
     pictures = func.config['test']['vis'] if args.vis is None else args.vis
     if pictures:
         sure = func.config['test']['detection_val']

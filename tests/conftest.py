@@ -12,12 +12,14 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as rle_mask
 
 from data.coco_pose import ref
 from task import pose
 from utils.config import apply_settings
 from utils.errors import end_workers
+from utils.run import Run
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120  # seconds for one test
@@ -300,6 +302,22 @@ def make_coco(tmp_path):
         )
 
     return make
+
+
+@pytest.fixture
+def run1(make_coco, configure, work):
+    """exp/run1 with an untrained network that finds people in anything."""
+    coco = make_coco(people=(1,), valid=(2, 0, 1))
+    config = configure(*coco.settings, 'test.max_num_people=4')
+    network = pose.make_network(config).network
+    run = Run('run1')
+    run.create(config | {'run': {'task': 'pose'}})
+    with torch.no_grad():  # heatmaps about the threshold
+        network.outs[0].conv.weight[:17] *= 5
+        network.outs[0].conv.bias[:17] = torch.linspace(-0.1, 0.4, 17)
+    run.save({'state_dict': network.state_dict()})
+    run.save({'state_dict': network.state_dict()}, 'best')
+    return coco, work / 'exp' / 'run1'
 
 
 @pytest.fixture

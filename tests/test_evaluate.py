@@ -20,7 +20,6 @@ from task import pose
 from test import evaluate
 from utils.affine import get_transform, invert, kpt_affine
 from utils.group import HeatmapParser
-from utils.run import Run
 
 FLIP = list(ref.COCO.flip)
 
@@ -210,22 +209,6 @@ def test_entries_are_the_best_first_and_say_what_was_found():
 
 
 # --- the command ---
-
-
-@pytest.fixture
-def run1(make_coco, configure, work):
-    """exp/run1 with an untrained network that finds people in anything."""
-    coco = make_coco(people=(1,), valid=(2, 0, 1))
-    config = configure(*coco.settings, 'test.max_num_people=4')
-    network = pose.make_network(config).network
-    run = Run('run1')
-    run.create(config | {'run': {'task': 'pose'}})
-    with torch.no_grad():  # heatmaps about the threshold
-        network.outs[0].conv.weight[:17] *= 5
-        network.outs[0].conv.bias[:17] = torch.linspace(-0.1, 0.4, 17)
-    run.save({'state_dict': network.state_dict()})
-    run.save({'state_dict': network.state_dict()}, 'best')
-    return coco, work / 'exp' / 'run1'
 
 
 def test_the_command_writes_what_coco_takes(run1, call_script):

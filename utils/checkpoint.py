@@ -32,9 +32,9 @@ def write_atomically(path, write):
         raise
 
 
-def write_json(path, content):
+def write_json(path, content, indent=2):
     """Writes a JSON file, atomically."""
-    text = json.dumps(content, indent=2) + '\n'
+    text = json.dumps(content, indent=indent) + '\n'
     write_atomically(path, lambda stream: stream.write(text.encode()))
 
 

@@ -70,7 +70,7 @@ def apply_settings(config, settings):
         try:
             put(config, key, value, text)
         except UserError as error:
-            raise UserError(f'--set {setting}: {error}') from None
+            raise UserError(f'--set {error}') from None
     return config
 
 
@@ -84,10 +84,7 @@ def complete(saved):
         raise TypeError
     config = copy.deepcopy(load_task(run['task']).__config__)
     for key, value in flatten({k: v for k, v in saved.items() if k != 'run'}).items():
-        try:
-            put(config, key, value)
-        except UserError as error:
-            raise UserError(f'{key}: {error}') from None
+        put(config, key, value)
     return config | {'run': run}
 
 
@@ -99,7 +96,7 @@ def put(config, key, value, text=None):
     flat = flatten({name: section for name, section in config.items() if name != 'run'})
     if key not in flat:
         near = difflib.get_close_matches(key, flat, n=1, cutoff=0)[0]
-        raise UserError(f'no such key; the nearest is {near}')
+        raise UserError(f'{key}: no such key; the nearest is {near}')
     example = LISTS.get(key, flat[key])
     any_length = key in LISTS or (key.startswith('test.scales.') and value != [])
     if text is not None and type(example) is str:
@@ -107,7 +104,7 @@ def put(config, key, value, text=None):
     try:
         value = conform(value, example, any_length)
     except (ValueError, OverflowError):
-        raise UserError(f'expected a value like {example!r}, found {value!r:.200}') from None
+        raise UserError(f'{key}: expected a value like {example!r}, found {value!r:.200}') from None
     *path, name = key.split('.')
     for part in path:
         config = config[part]

@@ -112,6 +112,15 @@ class Run:
         with open(self.folder / 'log', 'a') as stream:
             stream.write(text + '\n')
 
+    def add_results(self, name, figures):
+        """Adds the figures of an evaluation to results.json, in place of earlier ones."""
+        path = self.folder / 'results.json'
+        try:
+            kept = json.loads(path.read_text())
+        except (OSError, ValueError):  # none yet, or cut off by a kill of an older version
+            kept = {}
+        write_json(path, (kept if isinstance(kept, dict) else {}) | {name: figures})
+
     def save(self, state, which='checkpoint'):
         """Saves a checkpoint; a kill at any moment leaves the old one or the new one.
 

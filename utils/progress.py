@@ -1,0 +1,74 @@
+"""What a long evaluation tells on the way, and what it keeps so that a killed one goes on."""
+
+import json
+import time
+
+from tqdm import tqdm
+
+from utils import dist
+
+EVERY = 30  # seconds between two lines where there is no terminal for a bar
+
+
+class Progress(tqdm):
+    """A bar on rank 0; where there is no terminal, a line every half a minute."""
+
+    def __init__(self, total, desc, unit):
+        super().__init__(
+            total=total, desc=desc, unit=unit, disable=None if dist.rank() == 0 else True
+        )
+        self.start = self.last_line = time.monotonic()
+        self.done, self.total, self.what = 0, total, (desc, unit)
+
+    def update(self, n=1):
+        super().update(n)
+        self.done += n
+        now = time.monotonic()
+        if self.disable and dist.rank() == 0 and now - self.last_line > EVERY:
+            self.last_line, (desc, unit) = now, self.what
+            left = (self.total - self.done) * (now - self.start) / self.done
+            eta = tqdm.format_interval(left)
+            print(f'{desc}: {self.done:,} of {self.total:,} {unit}s, eta {eta}', flush=True)
+
+
+class Lines:
+    """JSON lines in a file, kept from an earlier process if its first line equals `key`.
+
+    Used as a list that only grows. A line that a kill cut off is dropped. Raises OSError.
+    """
+
+    def __init__(self, path, key):
+        self.path, self.count = path, 0
+        first = json.dumps(key).encode() + b'\n'
+        size = 0
+        if path.exists():
+            with open(path, 'rb') as stream:
+                lines = iter(stream.readline, b'')
+                if next(lines, b'') == first:
+                    size = len(first)
+                    for line in lines:
+                        if line.endswith(b'\n'):
+                            size, self.count = size + len(line), self.count + 1
+        self.stream = open(path, 'r+b' if size else 'w+b')
+        self.stream.truncate(size)
+        self.stream.seek(0, 2)
+        if size == 0:
+            self.stream.write(first)
+
+    def __len__(self):
+        return self.count
+
+    def append(self, content):
+        self.stream.write(json.dumps(content).encode() + b'\n')
+        self.stream.flush()
+        self.count += 1
+
+    def __iter__(self):
+        with open(self.path, 'rb') as stream:
+            stream.readline()
+            yield from map(json.loads, stream)
+
+    def remove(self):
+        """Closes and deletes the file, once its content is kept elsewhere."""
+        self.stream.close()
+        self.path.unlink(missing_ok=True)
