@@ -22,7 +22,7 @@ import numpy as np
 
 from data.coco_pose import ref
 from utils.config import apply_settings, check_config, load_task
-from utils.draw import draw_people, joint_colour, label, save_picture
+from utils.draw import bright_colour, draw_people, label, save_picture
 from utils.errors import UserError, exit_code
 
 SIDE = 480  # pixels of a picture
@@ -38,16 +38,12 @@ def decode(keypoints, output_res, stride):
     keypoints (max_num_people, K, 2): places in the flattened maps, and 1 where used. A joint stands
     in the middle of its output pixel; value 1, or 0 where missing.
     """
-    index, used = keypoints[..., 0], keypoints[..., 1] > 0
-    P, K = used.shape
-    joint, place = np.divmod(index, output_res**2)
-    y, x = np.divmod(place, output_res)
+    P, K, _ = keypoints.shape
+    owner, slot = keypoints[..., 1].nonzero()
+    joint, y, x = np.unravel_index(keypoints[owner, slot, 0], (K, output_res, output_res))
     people = np.zeros((P, K, 3))
-    owner, _ = used.nonzero()
-    middles = (np.stack([x, y], -1) + 0.5) * stride
-    people[owner, joint[used], :2] = middles[used]
-    people[owner, joint[used], 2] = 1
-    return people[used.any(1)]
+    people[owner, joint] = np.stack([(x + 0.5) * stride, (y + 0.5) * stride, np.ones(len(x))], 1)
+    return people[keypoints[..., 1].any(1)]
 
 
 def draw_sample(sample, skeleton):
@@ -63,31 +59,23 @@ def draw_sample(sample, skeleton):
 
     maps = cv2.resize(sample['heatmaps'].transpose(1, 2, 0), (SIDE, SIDE))
     # Each pixel has the colour of the joint whose heatmap is highest there.
-    colours = np.array([joint_colour(k, K) for k in range(K)])[maps.argmax(2)]
+    colours = np.array([bright_colour(k / K) for k in range(K)])[maps.argmax(2)]
     height = maps.max(2, keepdims=True).clip(0, 1)
     grey = np.repeat(photo.mean(2, keepdims=True) * 0.5, 3, 2)
     hot = (grey * (1 - height) + colours * height).astype(np.uint8)
-
-    title = f'image {sample["image_id"]}, people: {len(people)}'
-    label(seen, title, (0, 0), scale=1.4)
+    label(seen, f'image {sample["image_id"]}, people: {len(people)}', (0, 0), scale=1.4)
     label(hot, f'{K} heatmaps, maximum {sample["heatmaps"].max():.2f}', (0, 0), scale=1.4)
     return np.concatenate([seen, hot], 1)
 
 
 def sheet(pairs):
     """Pictures of one size on a dark ground, ACROSS in a row."""
-    rows = math.ceil(len(pairs) / ACROSS)
-    height, width, _ = pairs[0].shape
-    canvas = np.full((rows * (height + GAP), ACROSS * (width + GAP), 3), 30, np.uint8)
+    height, width = np.array(pairs[0].shape[:2]) + GAP
+    canvas = np.full((math.ceil(len(pairs) / ACROSS) * height, ACROSS * width, 3), 30, np.uint8)
     for number, pair in enumerate(pairs):
-        y, x = number // ACROSS * (height + GAP), number % ACROSS * (width + GAP)
-        canvas[y : y + height, x : x + width] = pair
+        y, x = number // ACROSS * height, number % ACROSS * width
+        canvas[y : y + height - GAP, x : x + width - GAP] = pair
     return canvas[:-GAP, :-GAP]
-
-
-def import_provider(config):
-    """The module that a config names as its data provider."""
-    return importlib.import_module(config['data_provider'])
 
 
 def first_samples(config, count):
@@ -95,7 +83,7 @@ def first_samples(config, count):
     config = copy.deepcopy(config)
     # Neither changes a sample, and a few samples are ready sooner without other processes.
     config['train'].update(batchsize=1, num_workers=0)
-    loader = import_provider(config).init(config)['train']
+    loader = importlib.import_module(config['data_provider']).init(config)['train']
     for _, batch in zip(range(count), loader, strict=False):
         if batch['problem'][0]:
             print(f'warning: {batch["problem"][0]}; another photo takes its place')
@@ -104,8 +92,7 @@ def first_samples(config, count):
 
 def positive(text):
     """A whole number from 1."""
-    number = int(text)
-    if number < 1:
+    if (number := int(text)) < 1:
         raise ValueError(text)
     return number
 
@@ -126,7 +113,7 @@ def main():
     task = load_task(args.task).__config__ | {'run': {'task': args.task}}
     config = apply_settings(task, args.set)
     check_config(config)
-    config = import_provider(config).prepare(config)
+    config = importlib.import_module(config['data_provider']).prepare(config)
     skeleton = ref.get_joints(config['data']).skeleton
     pairs = [draw_sample(sample, skeleton) for sample in first_samples(config, args.n)]
     each = ACROSS * DOWN

@@ -24,12 +24,13 @@ def write_predictions(find, paths, out, joints, maps=False):
     category['skeleton'] = [[a + 1, b + 1] for a, b in joints.skeleton]  # COCO counts from 1
 
     def write(stream):
-        results = Results(out, stream, category)
+        results, further = Results(out, stream, category), 0
         with Progress(len(files), 'photos', 'picture') as bar:
             for number, file in enumerate(files, 1):
                 try:
                     pictures = open_pictures(file)
                     bar.total += max(pictures.count - 1, 0)
+                    further += pictures.further
                     with results.begin(file, pictures.rate):
                         for picture in pictures:
                             sheets = maps and pictures.rate is None
@@ -41,6 +42,8 @@ def write_predictions(find, paths, out, joints, maps=False):
                 bar.total = bar.done + len(files) - number
                 bar.set_postfix(people=results.people)
         results.end()
+        if further:
+            print(f'note: {further} further pages or pictures of animated files are passed over')
 
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -57,7 +60,7 @@ def add_picture(results, picture, maps, people, seen, scores, joints, sheets):
     that refine filled in. scores (P,). sheets: whether to draw the maps as well.
     """
     # What refine fills in was not seen, even if its value is high: it may be another's joint.
-    entries = to_coco(people, scores, results.next_id)
+    entries = to_coco(people, scores, results.images + 1)
     for entry, without in zip(entries, to_coco(seen, scores, 0), strict=True):
         pairs = zip(entry['keypoints'][2::3], without['keypoints'][2::3], strict=True)
         entry['guessed'] = [k for k, (value, own) in enumerate(pairs) if value > 0 and own == 0]

@@ -85,18 +85,21 @@ def test_computing_activations_twice_changes_neither_gradients_nor_statistics(bn
 def test_two_ranks_and_two_machines_have_the_weights_of_one_after_20_steps(train, place):
     folder, settings = place
     steps = ('train.epochs=4', 'train.train_iters=5', 'train.eval_epochs=4')
-    one = train(common.PLAIN, 'one20', *steps)
-    two = train(common.torchrun(), 'two20', *steps)
     endpoint = f'localhost:{common.free_port()}'
     meet = ('--nnodes', '2', '--rdzv-backend', 'c10d', '--rdzv-endpoint', endpoint)
     command = {'cwd': folder, 'settings': [*settings, *common.TINY, *steps]}
+    # All at once: to meet takes time in which nothing is computed.
     agents = [
-        common.start(common.torchrun(*meet, ranks=1), 'train.py', '-e', 'far20', **command)
-        for _ in range(2)
+        common.start(launcher, 'train.py', '-e', name, **command)
+        for launcher, name in (
+            *[(common.torchrun(*meet, ranks=1), 'far20')] * 2,
+            (common.torchrun(), 'two20'),
+        )
     ]
+    one = train(common.PLAIN, 'one20', *steps)
     ends = [common.finish(agent) for agent in agents]
-    assert [code for code, _ in ends] == [0, 0], ends
-    far = common.checkpoint_of(folder / 'exp' / 'far20')
+    assert [code for code, _ in ends] == [0, 0, 0], ends
+    two, far = (common.checkpoint_of(folder / 'exp' / name) for name in ('two20', 'far20'))
     assert one['step'] == two['step'] == 20
     assert (weights(one) - weights(two)).abs().max() < 1e-5
     assert not common.differences(two, far)  # where a rank runs changes nothing
@@ -124,25 +127,26 @@ def test_two_ranks_write_the_detections_of_one(place, undisturbed):
     assert len(json.loads(found[0])) > 9
 
 
-@pytest.mark.parametrize('to_all', [True, False], ids=['torchrun', 'one rank'])
-def test_sigterm_saves_and_the_rest_equals_the_undisturbed_run(place, undisturbed, to_all):
+def test_sigterm_saves_and_the_rest_equals_the_undisturbed_run(place, undisturbed):
+    """Sent to torchrun, and to one rank of the run that goes on from there."""
     folder, settings = place
-    name = f'stopped-{to_all}'
-    command = {'cwd': folder, 'settings': [*settings, *common.TINY, *WHOLE]}
-    process = common.start(common.torchrun(), 'train.py', '-e', name, **command)
-    run = folder / 'exp' / name
-    common.wait_for(lambda: common.trains(run, 20), process, 'step 20')
-    os.kill(process.pid if to_all else common.children(process.pid)[1], signal.SIGTERM)
-    code, output = common.finish(process)
-    assert f"continue with 'python train.py -c {name}'" in output
-    if not to_all:
-        assert code == 0  # torchrun itself, where it is told to stop, ends with an error
-    stopped = common.checkpoint_of(run)
-    assert f'saved after step {stopped["step"]};' in output
-    assert 20 <= stopped['step'] < undisturbed['step']
-    # With other workers than before, which change nothing either.
-    common.run(common.torchrun(), 'train.py', '-c', name, cwd=folder,
-               settings=['train.num_workers=0'])  # fmt: skip
+    run = folder / 'exp' / 'stopped'
+    command = ['-e', 'stopped']
+    chosen = [*settings, *common.TINY, *WHOLE]
+    for to_all, step in ((True, 15), (False, 40)):
+        process = common.start(common.torchrun(), 'train.py', *command, cwd=folder, settings=chosen)
+        common.wait_for(lambda step=step: common.trains(run, step), process, f'step {step}')
+        os.kill(process.pid if to_all else common.children(process.pid)[1], signal.SIGTERM)
+        code, output = common.finish(process)
+        assert "continue with 'python train.py -c stopped'" in output
+        if not to_all:
+            assert code == 0  # torchrun itself, where it is told to stop, ends with an error
+        stopped = common.checkpoint_of(run)
+        assert f'saved after step {stopped["step"]};' in output
+        assert step <= stopped['step'] < undisturbed['step']
+        # With other workers than before, which change nothing either.
+        command, chosen = ['-c', 'stopped'], ['train.num_workers=0']
+    common.run(common.torchrun(), 'train.py', *command, cwd=folder)
     assert not common.differences(common.checkpoint_of(run), undisturbed)
 
 
@@ -159,20 +163,21 @@ def test_a_killed_rank_is_restarted_and_ends_with_the_undisturbed_weights(place,
     assert 'continuing at step' in output
     assert not common.differences(common.checkpoint_of(run), undisturbed)
     # Another launch of the same command is another run, which must not write over this one.
-    code, output = common.finish(common.start(launcher, 'train.py', '-e', 'killed', **command))
+    again = common.start(common.torchrun(), 'train.py', '-e', 'killed', **command)
+    code, output = common.finish(again)
     assert code != 0 and 'exp/killed has a checkpoint' in output
     assert not common.differences(common.checkpoint_of(run), undisturbed)
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_both_numbers(place):
     folder, settings = place
-    for launcher, setting in (
-        (common.torchrun(ranks=3), 'train.accumulate=1'),
-        (common.PLAIN, 'train.accumulate=3'),
+    command = {'cwd': folder, 'settings': [*settings, *common.TINY]}
+    process = common.start(common.torchrun(ranks=3), 'train.py', '-e', 'uneven', **command)
+    command['settings'].append('train.accumulate=3')
+    for code, output in (
+        common.finish(process),
+        common.run_here('train.py', '-e', 'uneven', **command),
     ):
-        process = common.start(launcher, 'train.py', '-e', 'uneven', cwd=folder,
-                               settings=[*settings, *common.TINY, setting])  # fmt: skip
-        code, output = common.finish(process)
         assert code != 0
         assert 'train.batchsize is 8: expected a multiple of 3' in output
         assert output.count('error: ') == 1

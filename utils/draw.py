@@ -25,15 +25,14 @@ def save_picture(path, picture, quality=95):
     path.write_bytes(data)
 
 
-def person_colour(number):
-    """A bright RGB colour; neighbours in number are far apart in hue."""
-    hue = number * 0.618034 % 1  # the golden ratio never repeats and spreads evenly
+def bright_colour(hue):
+    """An RGB colour; hue: from 0 to 1, in the order of the rainbow."""
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.85, 1))
 
 
-def joint_colour(joint, count):
-    """A bright RGB colour for one of `count` joints, in the order of the rainbow."""
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(joint / count, 0.85, 1))
+def person_colour(number):
+    """A bright RGB colour; neighbours in number are far apart in hue."""
+    return bright_colour(number * 0.618034 % 1)  # the golden ratio spreads evenly
 
 
 def draw_people(photo, people, skeleton, scores=None, side=640):
@@ -52,12 +51,10 @@ def draw_people(photo, people, skeleton, scores=None, side=640):
         for a, b in skeleton:
             if seen[a] and seen[b]:
                 cv2.line(canvas, points[a].tolist(), points[b].tolist(), colour, width, cv2.LINE_AA)
-        for x, y in points[seen].tolist():
-            cv2.circle(canvas, (x, y), width + 1, (255, 255, 255), -1, cv2.LINE_AA)
-            cv2.circle(canvas, (x, y), width, colour, -1, cv2.LINE_AA)
+        for point in points[seen]:
+            draw_dot(canvas, point, colour, width + 1)
         if scores is not None and seen.any():
-            x, y = points[seen].min(0).tolist()
-            label(canvas, f'{scores[number]:.2f}', (x, y), colour)
+            label(canvas, f'{scores[number]:.2f}', points[seen].min(0).tolist(), colour)
     return canvas
 
 
@@ -81,9 +78,8 @@ def beside(pictures, titles):
 def draw_heatmaps(photo, det, names, matrix=None, side=300):
     """A sheet of heatmaps on the darkened photo, all joints first: (H, W, 3) uint8 RGB.
 
-    photo (H, W, 3) uint8 RGB, det (K, h, w), names of the K joints. matrix (2, 3): from the frame
-    of det to the photo's pixels; without it both show the same. side: pixels of each heatmap.
-    Colours go from 0 to 1; beside a joint's name stands the highest value on the photo.
+    det (K, h, w), matrix (2, 3): from its frame to the photo's pixels; without it both show the
+    same. Colours go from 0 to 1; beside a joint's name stands the highest value on the photo.
     """
     small, planes = laid_over(photo, np.clip(det, 0, 1), matrix, side)
     dark = cv2.cvtColor(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) * 0.45
@@ -96,10 +92,7 @@ def draw_heatmaps(photo, det, names, matrix=None, side=300):
 
 
 def draw_prediction(photo, people, scores, det, names, skeleton, matrix):
-    """A photo with its people and scores, and under it the heatmaps: (H, W, 3) uint8 RGB.
-
-    Takes what `draw_people` and `draw_heatmaps` take.
-    """
+    """A photo with its people and scores, and under it the heatmaps: (H, W, 3) uint8 RGB."""
     view = fitted(draw_people(photo, people, skeleton, scores), 640)
     heatmaps = draw_heatmaps(photo, det, names, matrix, side=200)
     return stacked([titled(view, f'people: {len(people)}'), heatmaps])
@@ -111,17 +104,15 @@ def draw_tags(photo, tag, people, names, skeleton, matrix=None, side=300):
     Above, the photo with its people, and for each pass of the network a chart of the tag of every
     joint, in the colour of the person that it was assigned to. Below, the tags of the first pass in
     the colours of the bar under its chart, with the joints found.
-    photo, names, matrix, side: as `draw_heatmaps` takes them. tag (K, h, w, D), people
-    (P, K, 3 + D) as `multiperson` returns them, skeleton: pairs of joints.
+    tag (K, h, w, D), people (P, K, 3 + D) as `multiperson` returns them.
     """
-    D = tag.shape[3]
     found = people[..., 2] > 0  # (P, K)
     view = fitted(draw_people(photo, people, skeleton), 640)
-    titles = ['tag of the photo', 'tag of its mirror image'][:D]
-    ends = [tag_range(people[..., 3 + d][found], tag[..., d]) for d in range(D)]
+    ends = [tag_range(people[found][:, 3 + d], tag[..., d]) for d in range(tag.shape[3])]
+    titles = ('tag of the photo', 'tag of its mirror image')
     charts = [
         draw_chart(people[..., 2], people[..., 3 + d], names, ends[d], titles[d], (640, 520))
-        for d in range(D)
+        for d in range(len(ends))
     ]
     top = stacked([titled(view, f'people: {len(people)}'), *charts], axis=1)
     small, planes = laid_over(photo, tag[..., 0], matrix, side)
@@ -139,29 +130,27 @@ def draw_tags(photo, tag, people, names, skeleton, matrix=None, side=300):
 def draw_chart(values, tags, names, ends, title, size):
     """A chart (rows, columns of `size`, 3) of tags: one row per joint, a dot for each found.
 
-    values, tags (P, K); ends: the lowest and the highest tag on the axis, under which a bar shows
-    the colours of the maps. A line in a person's colour marks the mean of its tags.
+    values, tags (P, K); ends: the lowest and the highest tag on the axis. A line in a person's
+    colour marks the mean of its tags, and a bar shows the colours of the maps.
     """
     height, width = size
-    left, right, top, bottom = 130, width - 20, TITLE + 8, height - 56
+    left, right, top, bottom, grey = 130, width - 20, TITLE + 8, height - 56, (60, 60, 60)
     chart = np.full((height, width, 3), GROUND, np.uint8)
     write(chart, title, (left, TITLE - 7))
     low, high = ends
     column = lambda tag: round(left + (tag - low) / (high - low) * (right - left))  # noqa: E731
     row = lambda k: round(top + (k + 0.5) / len(names) * (bottom - top))  # noqa: E731
     for k, name in enumerate(names):
-        cv2.line(chart, (left, row(k)), (right, row(k)), (60, 60, 60), 1)
+        cv2.line(chart, (left, row(k)), (right, row(k)), grey, 1)
         write(chart, name, (8, row(k) + 5), left - 16)
     for tick, text in axis_ticks(low, high):
-        cv2.line(chart, (column(tick), top), (column(tick), bottom + 5), (60, 60, 60), 1)
+        cv2.line(chart, (column(tick), top), (column(tick), bottom + 5), grey, 1)
         write(chart, text, (column(tick) - 4 * len(text), bottom + 20))
     bar = coloured(np.linspace(0, 1, right - left)[None].repeat(12, 0), 0, 1)
     chart[height - 24 : height - 12, left:right] = bar
-    for number in range(len(values)):
-        found = values[number] > 0
-        if found.any():
-            x = column(tags[number][found].mean())
-            cv2.line(chart, (x, top), (x, bottom), person_colour(number), 1)
+    for number in np.flatnonzero((values > 0).any(1)):
+        x = column(tags[number][values[number] > 0].mean())
+        cv2.line(chart, (x, top), (x, bottom), person_colour(number), 1)
     for number, k in np.argwhere(values > 0):
         draw_dot(chart, (column(tags[number, k]), row(k)), person_colour(number), 5)
     return chart
@@ -185,11 +174,8 @@ def axis_ticks(low, high):
 
 
 def laid_over(photo, maps, matrix, side):
-    """The photo at `side` pixels, and maps (K, H, W) in the same frame: (K, rows, columns).
-
-    matrix (2, 3): from the frame of the maps to the photo's pixels, see `draw_heatmaps`.
-    """
-    K, H, W = maps.shape
+    """The photo at `side` pixels, and maps (K, H, W), see `draw_heatmaps`, in the same frame."""
+    _, H, W = maps.shape
     small = fitted(photo, side)
     zoom = np.array([small.shape[1], small.shape[0]]) / (photo.shape[1], photo.shape[0])
     if matrix is None:
@@ -242,7 +228,7 @@ def titled(picture, title, least=150):
 
 def in_grid(cells):
     """Pictures in rows, left to right, on a dark ground; there are more columns than rows."""
-    columns = min(len(cells), int(np.ceil(np.sqrt(1.6 * len(cells)))))
+    columns = int(np.ceil(np.sqrt(1.6 * len(cells))))
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     return stacked([stacked(row, axis=1) for row in rows])
 
@@ -250,9 +236,11 @@ def in_grid(cells):
 def stacked(pictures, axis=0, gap=6):
     """Pictures one under another, or with axis 1 side by side, on a dark ground."""
     across = max(picture.shape[1 - axis] for picture in pictures)
-    padded = []
-    for picture in pictures:
-        room = [(0, 0)] * 3
-        room[1 - axis], room[axis] = (0, across - picture.shape[1 - axis]), (0, gap)
-        padded.append(np.pad(picture, room, constant_values=GROUND[0]))
+    rooms = [[gap, across - picture.shape[1 - axis]] for picture in pictures]  # along, across
+    padded = [
+        cv2.copyMakeBorder(
+            picture, 0, room[axis], 0, room[1 - axis], cv2.BORDER_CONSTANT, value=GROUND
+        )
+        for picture, room in zip(pictures, rooms, strict=True)
+    ]
     return np.concatenate(padded, axis)
