@@ -331,7 +331,7 @@ def new_config(args):
     config = copy.deepcopy(load_task(args.task).__config__) | {'run': {'task': args.task}}
     joint_count = len(ref.joint_names(config['data']))  # that the network is made for
     if args.init:
-        source = find_run(args.init)
+        source = find_run(args.init, anywhere=True)
         saved = source.config(args.task)
         config |= {'network': saved['network'], 'model': saved['model']}
         config['run']['init'] = str(source.weights())
