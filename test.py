@@ -84,7 +84,7 @@ def load(name, which='checkpoint', task='pose', settings=()):
     check_config(config, len(ref.get_joints(config['data']).names))
     network = load_task(config['run']['task']).make_network(config).network
     load_network(network, read_checkpoint(path)['state_dict'], path)
-    device = choose_device()
+    device = choose_device(config['test']['device'])
     dtype, _ = choose_precision(config['test']['precision'], device)
     return Predictor(network.to(device).eval(), config, device, dtype)
 

@@ -58,6 +58,7 @@ __config__ = {
         # A loss that is not finite: 'stop' the run, or 'skip' the step, up to 10 times in a row.
         'on_nonfinite': 'stop',
         'loss_weights': {'detection': 1.0, 'push': 1e-3, 'pull': 1e-3},
+        'device': 'auto',  # 'cpu', 'cuda', 'mps' (Apple), or 'auto': 'cuda' where there is one
         'precision': 'auto',  # 'fp32', 'bf16', or 'auto': bf16 where the device is fast at it
         'num_workers': -1,  # processes that prepare images; -1 means the cores there are, up to 8
         'log_iters': 10,  # steps between two readings of the losses
@@ -90,6 +91,7 @@ __config__ = {
         'tie_break': 'solver',
         'refine': True,  # fill in the joints that a person lacks
         'shuffle_tags': False,  # a control: tags in random places, so joints are grouped by chance
+        'device': 'auto',  # as in 'train'
         'precision': 'auto',  # as in 'train'
         'num_workers': -1,  # as in 'train'
         'vis': 16,  # photos drawn into exp/<name>/vis, the worst and the best; 0 means none

@@ -28,6 +28,7 @@ LIMITS = {
     'test.max_num_people': (1, 10_000), 'test.vis': (0, MOST),
 }  # fmt: skip
 CHOICES = dict.fromkeys(('train.precision', 'test.precision'), ('fp32', 'bf16', 'auto'))
+CHOICES |= dict.fromkeys(('train.device', 'test.device'), ('auto', 'cpu', 'cuda', 'mps'))
 CHOICES |= {'train.on_nonfinite': ('stop', 'skip'), 'test.tie_break': ('solver', 'value')}
 # Where the code lies that keys name: a config from elsewhere runs no other.
 CODE = {'network': 'models', 'data_provider': 'data'}
