@@ -1,6 +1,7 @@
 """The one error that a user can put right, and what a command returns to the shell."""
 
 import multiprocessing
+import re
 import signal
 import sys
 
@@ -34,8 +35,9 @@ def exit_code(main):
             rank = dist.rank()
             print(f'error: rank {rank} lost another rank, see there: {reason}', file=sys.stderr)
             return 1
-        # The last two come from reading from a worker that has gone.
-        if isinstance(error, RuntimeError) and 'DataLoader worker' not in reason:
+        # The last two come from reading from a worker that has gone, or were raised within one.
+        gone = not isinstance(error, RuntimeError) and not reason.startswith('Caught ')
+        if not gone and not re.search('killed by signal|exited unexpectedly', reason):
             raise
         print(
             f'error: a process that loads images died, most likely out of memory ({reason}): '
