@@ -290,6 +290,7 @@ def main():
     labelled = split.count_people().any()
     split = split.select(slice(args.limit or None))
     try:
+        run.folder.mkdir(parents=True, exist_ok=True)  # weights in models/ have none
         found = open_lines(run, func, split, args)
         (measure if labelled else submit)(func, split, run, args, settings, found)
         found.remove()

@@ -26,7 +26,7 @@ from data.coco_pose.photo import read_photo
 from data.coco_pose.splits import trains_on_valid
 from test import Predictor, aggregate, evaluate, group
 from utils import dist
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import check_plain, read_checkpoint
 from utils.config import apply_settings, check_config, load_task
 from utils.device import choose_device, choose_precision, spread
 from utils.draw import draw_prediction
@@ -151,8 +151,7 @@ def train_epoch(model, batches, state, report, stopper, dtype):
         report.check_photos(batch)
         lr = learning_rate(settings, state.step)
         losses, norm, applied = train_step(model, state.optimizer, batch, lr, settings, dtype)
-        state.step += 1
-        state.samples += settings['batchsize']
+        state.advance(settings['batchsize'], applied)
         recent.append((state.step, batch['image_id'], losses, norm, applied))
         report.bar.update()
         stopping = dist.any_rank(stopper.asked)
@@ -218,7 +217,7 @@ def train(model, loaders, state, report, stopper):
     while state.epoch < settings['epochs']:
         speed, data_wait = train_epoch(model, batches, state, report, stopper, dtype)
         save(state, report)  # whatever happens to validation, the epoch's steps are done
-        with stopper.at_once():
+        with stopper.at_once(), state.tested_weights():
             valid_losses = validate(model, loaders['valid'], settings, dtype, report)
             figures, pictures = {}, {}
             if every and (state.epoch + 1) % every == 0:
@@ -265,7 +264,9 @@ def prepare(args):
     task = load_task(config['run']['task']).make_network(config)
     network, new_layers = task.network, []
     if resumes:
-        load_network(network, checkpoint['state_dict'], run.checkpoint())
+        weights = checkpoint.get('own_weights') or checkpoint['state_dict']  # behind the average
+        check_plain(weights, run.checkpoint())
+        load_network(network, weights, run.checkpoint())
     elif init:
         weights = read_checkpoint(Path(init))['state_dict']
         new_layers = load_network(network, weights, init, any_outputs=True)
@@ -330,7 +331,7 @@ def new_config(args):
     config = copy.deepcopy(load_task(args.task).__config__) | {'run': {'task': args.task}}
     joint_count = len(ref.joint_names(config['data']))  # that the network is made for
     if args.init:
-        source = find_run(args.init)
+        source = find_run(args.init, anywhere=True)
         saved = source.config(args.task)
         config |= {'network': saved['network'], 'model': saved['model']}
         config['run']['init'] = str(source.weights())

@@ -48,15 +48,20 @@ __config__ = {
         'input_res': 512,  # pixels, the side of the network's square input
         'output_res': 128,  # pixels, the side of its heatmaps: input_res / 4
         'sigma': 0.015625,  # of the heatmaps' Gaussians, times output_res: 128 / 64 = 2 pixels
+        'mask_unlabelled': False,  # leave out people without any labelled joint, as crowds are
         'max_num_people': 30,  # people per image whose tags are trained, the largest first
         'augment': True,  # random geometry and colour, in the ranges of 'augmentation'
         'learning_rate': 2e-4,  # Adam's
         'warmup_iters': 0,  # steps over which the rate rises from 0
         'decay_iters': [200000, 200000],  # steps between which it goes straight to decay_rate:
         'decay_rate': 1e-5,  # the same step twice is a drop
+        # Decay per step of the weights' moving average, which is then what is tested and published;
+        # 0 means none.
+        'ema': 0.0,
         'clip_norm': 0.0,  # gradients are scaled down to this norm; 0 means never
         # A loss that is not finite: 'stop' the run, or 'skip' the step, up to 10 times in a row.
         'on_nonfinite': 'stop',
+        'joint_weight': 0.0,  # a pixel's heatmap error weighs 1 + joint_weight * target
         'loss_weights': {'detection': 1.0, 'push': 1e-3, 'pull': 1e-3},
         'device': 'auto',  # 'cpu', 'cuda', 'mps' (Apple), or 'auto': 'cuda' where there is one
         'precision': 'auto',  # 'fp32', 'bf16', or 'auto': bf16 where the device is fast at it
@@ -69,6 +74,7 @@ __config__ = {
         'rotation': 30.0,  # degrees, either way
         'scale': [0.75, 1.25],  # times the side of the square that is cut out
         'shift': 40.0,  # of its centre, in 1/200 of its side, in x and in y
+        'aim': 0.0,  # probability that the square is laid around a person, within the photo
         'mirror': 0.5,  # probability
         'hue': 72.0,  # degrees, either way
         'saturation': [0.5, 1.5],  # factor
@@ -102,10 +108,10 @@ __config__ = {
 class PoseTask(nn.Module):
     """The network and its losses, so that every replica computes its own images' losses."""
 
-    def __init__(self, network):
+    def __init__(self, network, joint_weight=0.0):
         super().__init__()
         self.network = network
-        self.heatmap_loss = HeatmapLoss()
+        self.heatmap_loss = HeatmapLoss(joint_weight)
         self.ae_loss = AELoss()
 
     def forward(self, imgs, masks, keypoints, heatmaps, dtype):
@@ -135,4 +141,5 @@ def make_network(config):
     network = getattr(importlib.import_module(module), name)(**config['model'])
     network.checkpoint_stacks = config['train']['checkpoint_stacks']
     # Photos come with their channels last, and convolutions are fastest so.
-    return PoseTask(network.to(memory_format=torch.channels_last))
+    network = network.to(memory_format=torch.channels_last)
+    return PoseTask(network, config['train']['joint_weight'])

@@ -129,7 +129,7 @@ def test_annotations_without_keypoints(coco, train_refused, refused, run1, count
         if count == 0:
             del entry['keypoints']
     coco.annotations.write_text(json.dumps(coco.content))
-    found = {0: 'has no keypoints', 42: 'expected 51 keypoint values of each person, found 42',
+    found = {0: 'has no keypoints', 42: 'expected 51 keypoint values of a person, found 42',
              50: 'entry 0 of annotations: expected 48 keypoint values, found 50'}  # fmt: skip
     names = [coco.annotations, found[count], 'COCO keypoints' if count != 42 else 'person']
     train_refused(names=names)

@@ -79,11 +79,11 @@ def test_a_killed_evaluation_goes_on(run1, call_script, monkeypatch):
 def test_an_evaluation_of_something_else_starts_anew(run1, call_script, monkeypatch, change):
     _, folder = run1
     with monkeypatch.context() as patch:
-        patch.setattr(Lines, 'remove', lambda self: self.stream.close())
+        patch.setattr(Lines, 'remove', lambda self: None)
         assert call_script('test.py', '-c', 'run1').returncode == 0
     assert 'goes on behind 3 batches' in call_script('test.py', '-c', 'run1').stdout
     with monkeypatch.context() as patch:
-        patch.setattr(Lines, 'remove', lambda self: self.stream.close())
+        patch.setattr(Lines, 'remove', lambda self: None)
         assert call_script('test.py', '-c', 'run1').returncode == 0
     arguments = {'settings': ['--set', 'test.detection_val=0.2'], 'photos': ['--limit', 2],
                  'scales': ['--scales', 1.5], 'weights': []}[change]  # fmt: skip

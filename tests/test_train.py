@@ -36,8 +36,7 @@ class Training:
         for _ in range(count):
             lr = learning_rate(self.settings, self.state.step)
             train.train_step(self.model, optimizer, next(batches), lr, self.settings, torch.float32)
-            self.state.step += 1
-            self.state.samples += self.settings['batchsize']
+            self.state.advance(self.settings['batchsize'], applied=True)
             rates.append(optimizer.param_groups[0]['lr'])
         train.save(self.state, self.report)
         return rates

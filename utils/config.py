@@ -22,6 +22,7 @@ LIMITS = {
     'train.valid_iters': (1, 100_000), 'train.log_iters': (1, MOST),
     'train.batchsize': (1, 10_000), 'train.accumulate': (1, 10_000),
     'train.num_workers': (-1, 1000), 'train.input_res': (64, 8192), 'train.sigma': (0, 1),
+    'train.ema': (0, 0.999999), 'train.joint_weight': (0, 1000), 'augmentation.aim': (0, 1),
     'train.max_num_people': (1, 10_000),
     'augmentation': (0, 360), 'augmentation.scale': (0.01, 100), 'augmentation.mirror': (0, 1),
     'test.batchsize': (1, 10_000), 'test.num_workers': (-1, 1000), 'test.scales': (0.01, 16),

@@ -4,6 +4,7 @@ python -m utils.convert FILE exp/NAME         a checkpoint of the original, of m
                                               (hourglass_ae) or of this program
 python -m utils.convert exp/NAME out.pth.tar  the latest weights, their config and AP
 python -m utils.convert exp/NAME out.pth.tar --checkpoint best
+python -m utils.convert exp/NAME out.pth.tar --bfloat16    half the size, loaded as float32
 
 The run is tested with test.py -c NAME, and fine-tuned with train.py -e NEW --init exp/NAME.
 """
@@ -228,7 +229,12 @@ def without_folders(setting):
     return f'{key}={Path(value).name}' if key.startswith('data.') else setting
 
 
-def publish(run, path, which):
+def shortened(value):
+    """A convolution's weight in bfloat16; biases and norms, which are few, stay as they are."""
+    return value.bfloat16() if value.is_floating_point() and value.ndim > 1 else value
+
+
+def publish(run, path, which, bfloat16=False):
     """Writes the weights of a run with its config and results, and nothing about its machine."""
     if path.exists():
         raise UserError(f'{path} is there already: choose another name, or delete it')
@@ -244,6 +250,8 @@ def publish(run, path, which):
     # Paths are of this machine; what else describes the data stays.
     own = load_task(task).__config__['data']
     data = {k: own.get(k, '') if isinstance(v, str) else v for k, v in config['data'].items()}
+    if bfloat16:
+        weights = {name: shortened(value) for name, value in weights.items()}
     figures = measured_figures(run, which)
     best = checkpoint.get('best', {}).get('AP', -1.0)
     content = {
@@ -273,6 +281,7 @@ def parse_args():
     parser.add_argument('target', metavar='TO', help='exp/NAME, or a file')
     parser.add_argument('--checkpoint', choices=['checkpoint', 'best'], default='checkpoint',
                         help='which one to publish')  # fmt: skip
+    parser.add_argument('--bfloat16', action='store_true', help='publish 16 bits per weight')
     return parser.parse_args()
 
 
@@ -284,7 +293,7 @@ def main():
     run = find_run(args.source)
     if not run.folder.is_dir():
         raise UserError(f'{args.source} is neither a file nor a run: there is no {run.folder}')
-    publish(run, Path(args.target), args.checkpoint)
+    publish(run, Path(args.target), args.checkpoint, args.bfloat16)
 
 
 if __name__ == '__main__':

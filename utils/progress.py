@@ -1,5 +1,6 @@
 """What a long evaluation tells on the way, and what it keeps so that a killed one goes on."""
 
+import itertools
 import json
 import time
 
@@ -38,37 +39,38 @@ class Lines:
     """
 
     def __init__(self, path, key):
-        self.path, self.count = path, 0
-        first = json.dumps(key).encode() + b'\n'
-        size = 0
+        self.path, self.count, self.stream = path, 0, None
+        self.first = json.dumps(key).encode() + b'\n'
+        self.size = 0  # bytes of the lines that are kept
         if path.exists():
             with open(path, 'rb') as stream:
-                lines = iter(stream.readline, b'')
-                if next(lines, b'') == first:
-                    size = len(first)
-                    for line in lines:
+                if stream.readline() == self.first:
+                    self.size = len(self.first)
+                    for line in stream:
                         if line.endswith(b'\n'):
-                            size, self.count = size + len(line), self.count + 1
-        self.stream = open(path, 'r+b' if size else 'w+b')
-        self.stream.truncate(size)
-        self.stream.seek(0, 2)
-        if size == 0:
-            self.stream.write(first)
+                            self.size, self.count = self.size + len(line), self.count + 1
 
     def __len__(self):
         return self.count
 
     def append(self, content):
+        if self.stream is None:
+            self.stream = open(self.path, 'r+b' if self.size else 'wb')
+            self.stream.truncate(self.size)
+            self.stream.seek(self.size)
+            self.stream.write(self.first if self.size == 0 else b'')
         self.stream.write(json.dumps(content).encode() + b'\n')
         self.stream.flush()
         self.count += 1
 
     def __iter__(self):
-        with open(self.path, 'rb') as stream:
-            stream.readline()
-            yield from map(json.loads, stream)
+        if self.count:
+            with open(self.path, 'rb') as stream:
+                stream.readline()
+                yield from map(json.loads, itertools.islice(stream, self.count))
 
     def remove(self):
         """Closes and deletes the file, once its content is kept elsewhere."""
-        self.stream.close()
+        if self.stream is not None:
+            self.stream.close()
         self.path.unlink(missing_ok=True)

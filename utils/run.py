@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from utils import dist
-from utils.checkpoint import write_atomically, write_json
+from utils.checkpoint import read_checkpoint, write_atomically, write_json
 from utils.config import complete, load_task
 from utils.errors import UserError
 
@@ -19,16 +19,16 @@ EXPERIMENTS = Path('exp')
 REPOSITORY = Path(__file__).parent.parent
 
 
-def find_run(text):
+def find_run(text, anywhere=False):
     """The Run that 'NAME' or 'exp/NAME' means, as a shell completes it. Raises UserError."""
-    return Run(text.removesuffix('/').removeprefix(f'{EXPERIMENTS}/'))
+    return Run(text.removesuffix('/').removeprefix(f'{EXPERIMENTS}/'), anywhere)
 
 
 class Run:
     """The folder of one experiment. Nothing is written before `create`.
 
     The run is looked for in exp/ of the working folder, and with `anywhere` then in that of the
-    repository.
+    repository and, if it has no checkpoint there, among the weights that are part of models/.
     """
 
     def __init__(self, name, anywhere=False):
@@ -43,10 +43,13 @@ class Run:
         self.folder = (homes or self.homes)[0] / name
         self.config_path = self.folder / 'config.json'
         self.metrics_path = self.folder / 'metrics.jsonl'
+        self.included = REPOSITORY / 'models' / f'{name}.pth.tar' if anywhere else None
 
     def checkpoint(self, which='checkpoint'):
         """The path of the latest checkpoint, or with 'best' of the best one."""
-        return self.folder / f'{which}.pth.tar'
+        path = self.folder / f'{which}.pth.tar'
+        alone = self.included and self.included.is_file() and not path.is_file()
+        return self.included if alone else path
 
     def require(self, which='checkpoint'):
         """The path of a checkpoint that is there; UserError that lists the runs that have one."""
@@ -70,6 +73,8 @@ class Run:
         try:
             return complete(json.loads(self.config_path.read_text()))
         except FileNotFoundError:
+            if self.checkpoint() == self.included:
+                return complete(read_checkpoint(self.included)['config'])
             return copy.deepcopy(load_task(task).__config__) | {'run': {'task': task}}
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise UserError(f'{self.config_path} is not the config of a run ({error})') from None

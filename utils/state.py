@@ -1,12 +1,15 @@
 """How far a run has come: what its checkpoint holds."""
 
+import contextlib
 import math
 
 import torch
 
 from utils.checkpoint import is_plain
 from utils.config import MOST
+from utils.ema import Ema
 from utils.errors import UserError
+from utils.weights import bare_names
 
 
 class State:
@@ -19,6 +22,8 @@ class State:
 
     def __init__(self, network, optimizer, config):
         self.network, self.optimizer, self.config = network, optimizer, config
+        decay = config['train']['ema']
+        self.ema = Ema(network, decay) if decay else None
         self.step = self.epoch = self.samples = 0
         self.best = {'AP': -1.0, 'valid': float('inf')}
         shape = len(config['train']['loss_weights']), config['model']['nstack']
@@ -34,7 +39,9 @@ class State:
         # Of this rank's GPU alone: asking the others would take memory on each of them.
         cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
         return self.progress() | {
-            'state_dict': self.network.state_dict(),
+            # What is tested and published: with train.ema the averaged weights.
+            'state_dict': self.ema.state_dict if self.ema else self.network.state_dict(),
+            'own_weights': self.network.state_dict() if self.ema else {},
             'optimizer': self.optimizer.state_dict(),
             'random': {'cpu': torch.get_rng_state(), 'cuda': cuda},
             'config': self.config,
@@ -67,8 +74,22 @@ class State:
         # Only what Adam has learnt comes from the file; its settings are this program's.
         own = self.optimizer.state_dict()
         self.optimizer.load_state_dict(own | {'state': {k: saved['state'][k] for k in adam}})
+        if self.ema:
+            for name, value in bare_names(checkpoint['state_dict']).items():
+                self.ema.state_dict[name].copy_(value)
         for name in self.progress():
             setattr(self, name, checkpoint[name])
+
+    def tested_weights(self):
+        """Within it the network has the weights that are tested: the averaged ones, if any."""
+        return self.ema.applied(self.network) if self.ema else contextlib.nullcontext()
+
+    def advance(self, images, applied):
+        """Counts a step of so many images; the average takes in its weights if it was applied."""
+        self.step += 1
+        self.samples += images
+        if self.ema and applied:
+            self.ema.update(self.network, self.step)
 
     def add_step(self, losses):
         """Adds a step's mean losses (L, S) to the epoch's sums."""

@@ -56,16 +56,20 @@ def load_network(network, state_dict, path, any_outputs=False):
 
     Names may have the prefixes of the wrappers they were saved from, as published weights do.
     any_outputs: whether layers that differ in the number of output channels keep the network's own
-    weights, for a new run may have other joints. Returns the names of these layers.
+    weights, for a new run may have other joints, and a narrower network's weights become part of a
+    wider one's. Returns the names of the layers that are new.
     """
     wanted, found, own = network.state_dict(), bare_names(state_dict), set()
     if any_outputs:
         own = {
             name.rpartition('.')[0]  # 'outs.0.conv' of 'outs.0.conv.bias'
             for name, value in wanted.items()
-            if name.startswith(OUTPUT_LAYERS) and name in found and found[name].shape != value.shape
+            if name.startswith(OUTPUT_LAYERS)
+            and name in found
+            and output_channels(name, found[name]) != output_channels(name, value)
         }
         found |= {name: value for name, value in wanted.items() if name.rpartition('.')[0] in own}
+        found = widen(found, wanted)
     if problem := describe_misfits(wanted, found):
         raise UserError(
             f'{path} does not fit the network of this config: {problem}; '
@@ -73,3 +77,26 @@ def load_network(network, state_dict, path, any_outputs=False):
         )
     network.load_state_dict(found)
     return sorted(own)
+
+
+def widen(weights, wanted):
+    """The weights of a narrower network within those, `wanted`, of a wider one of the same layers.
+
+    The old features see nothing of the new ones, so that the network answers as before.
+    """
+    wide = dict(weights)
+    for name, value in wanted.items():
+        old = weights.get(name)
+        if old is None or old.shape == value.shape or old.ndim != value.ndim:
+            continue
+        if all(a <= b for a, b in zip(old.shape, value.shape, strict=True)):
+            wide[name] = value.clone()
+            wide[name][: len(old)] = 0
+            wide[name][tuple(slice(side) for side in old.shape)] = old
+    return wide
+
+
+def output_channels(name, value):
+    """How many of the network's output channels a weight of OUTPUT_LAYERS deals with."""
+    dim = 0 if name.startswith('outs.') else 1
+    return value.shape[dim] if dim < value.ndim else None

@@ -11,10 +11,20 @@ def centred(height, width):
     return np.array([width / 2, height / 2]), max(height, width) / 200, 0.0
 
 
-def jittered(height, width, ranges, rng):
-    """A random center (image pixels), scale (side / 200) and rotation (degrees) within `ranges`."""
+def jittered(height, width, ranges, rng, people=()):
+    """A random center (image pixels), scale (side / 200) and rotation (degrees) within `ranges`.
+
+    people: (P, K, 3) in the image frame, one of whom the center may be aimed at.
+    """
     center, scale, _ = centred(height, width)
     scale *= rng.uniform(*ranges['scale'])
+    if ranges['aim'] and len(people) and rng.random() < ranges['aim']:
+        person = people[rng.integers(len(people))]
+        points = person[person[:, 2] > 0, :2]
+        # Not beyond where the square would leave the photo, or the photo the square.
+        size, half = np.array([width, height]), 100 * scale
+        least, most = np.minimum(half, size / 2), np.maximum(size - half, size / 2)
+        center = ((points.min(0) + points.max(0)) / 2).clip(least, most)
     center += rng.uniform(-ranges['shift'], ranges['shift'], 2) * scale
     return center, scale, rng.uniform(-ranges['rotation'], ranges['rotation'])
 
