@@ -289,13 +289,10 @@ def main():
         split = provider.init(func.config, train=False)['valid_split']
     labelled = split.count_people().any()
     split = split.select(slice(args.limit or None))
-    try:
-        run.folder.mkdir(parents=True, exist_ok=True)  # weights in models/ have none
-        found = open_lines(run, func, split, args)
-        (measure if labelled else submit)(func, split, run, args, settings, found)
-        found.remove()
-    except OSError as error:
-        raise UserError(f'cannot write into {run.folder}: {error}') from None
+    run.folder.mkdir(parents=True, exist_ok=True)  # weights in models/ have none
+    found = open_lines(run, func, split, args)
+    (measure if labelled else submit)(func, split, run, args, settings, found)
+    found.remove()
     return 0
 
 

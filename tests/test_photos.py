@@ -203,7 +203,7 @@ def test_results_that_cannot_be_written(find):
     cv2.imwrite('a.jpg', picture())
     Path('out').write_text('a file')
     done = find('a.jpg')
-    assert done.returncode == 2 and done.stderr.startswith('error: cannot write into out')
+    assert done.returncode == 1 and done.stderr.startswith('error: out')
 
 
 # --- upright ---

@@ -31,8 +31,10 @@ def write_atomically(path, write):
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(aside)):
+            error.filename = str(path)
         raise
 
 

@@ -120,10 +120,7 @@ def main():
     known = figure.canvas.get_supported_filetypes()
     if kind not in known:
         raise UserError(f'--out {args.out}: expected one of {", ".join(known)} as its ending')
-    try:
-        write_atomically(args.out, lambda stream: figure.savefig(stream, format=kind))
-    except OSError as error:
-        raise UserError(f'cannot write {args.out} ({error.strerror})') from None
+    write_atomically(args.out, lambda stream: figure.savefig(stream, format=kind))
     print(args.out)
 
 

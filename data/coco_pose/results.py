@@ -8,13 +8,12 @@ import zipfile
 from itertools import zip_longest
 from pathlib import Path
 
-import cv2
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data.coco_pose.photo import read_photo
-from utils.draw import beside, draw_people
+from utils.draw import beside, draw_people, save_picture
 
 STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
 VISIBLE = 0.1  # score of the people that pictures show
@@ -115,7 +114,7 @@ def write_pictures(folder, split, evaluation, detections, count, sure):
         ]
         picture = beside(pictures, [f'predicted: {shares[image_id]:.0%} found', 'truth'])
         name = f'{rank:02d}-{kind}-{shares[image_id]:.2f}-{image_id}.jpg'
-        cv2.imwrite(str(folder / name), picture[..., ::-1])
+        save_picture(folder / name, picture)
 
 
 def found_shares(evaluation):
