@@ -140,7 +140,7 @@ def draw_set(folder, info):
             'categories': [category(joints)],
         }  # fmt: skip
         path = folder / f'annotations/person_keypoints_{split}.json'
-        path.write_text(json.dumps(content, sort_keys=True))
+        path.write_text(json.dumps(content, sort_keys=True), 'utf-8')
 
 
 def is_alive(pid):
@@ -154,7 +154,9 @@ def is_alive(pid):
 def holds(folder, info):
     """Whether a folder holds the data set described by `info`."""
     try:
-        content = json.loads((folder / 'annotations/person_keypoints_val2017.json').read_text())
+        content = json.loads(
+            (folder / 'annotations/person_keypoints_val2017.json').read_text('utf-8')
+        )
     except FileNotFoundError:
         return False
     found = {key: content['info'].get(key) for key in {**info, 'joints': None}}

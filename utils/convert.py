@@ -214,7 +214,7 @@ def measured_figures(run, which):
     if not path.is_file() or path.stat().st_mtime < run.checkpoint(which).stat().st_mtime:
         return {}
     try:
-        results = json.loads(path.read_text())
+        results = json.loads(path.read_text('utf-8'))
         results = {mode: found for mode, found in results.items() if found['checkpoint'] == which}
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f'{path} is not what test.py writes: delete it and test again') from None

@@ -22,6 +22,8 @@ def exit_code(main):
     A UserError becomes one line on stderr and the exit code 2, a file that cannot be written the
     exit code 1, and Ctrl-C 130. Ranks that raise the same one say it once per machine.
     """
+    if hasattr(sys.stdout, 'reconfigure'):  # a terminal may lack letters, as of joints' names
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         code = main() or 0
     except UserError as error:

@@ -81,7 +81,7 @@ def write_submission(folder, name, split, detections):
     """
     part = Path(split.file).stem.split('_')[-1]
     path = folder / f'person_keypoints_{part}_{name}_results.json'
-    path.write_text(json.dumps(detections, allow_nan=False))
+    path.write_text(json.dumps(detections, allow_nan=False), 'utf-8')
     with zipfile.ZipFile(path.with_suffix('.zip'), 'w', zipfile.ZIP_DEFLATED) as stream:
         stream.write(path, path.name)
     return path, path.with_suffix('.zip')

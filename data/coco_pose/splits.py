@@ -76,7 +76,7 @@ def open_valid(settings):
 
     def choose(whole):
         places = dict(zip(whole.ids.tolist(), range(len(whole)), strict=True))
-        wanted = [int(line) for line in ref.VALID_IDS.read_text().split()]
+        wanted = [int(line) for line in ref.VALID_IDS.read_text('utf-8').split()]
         numbers = [places[image_id] for image_id in wanted if image_id in places]
         if not numbers:
             raise UserError(
