@@ -84,7 +84,7 @@ def load(name, which='checkpoint', task='pose', settings=()):
     check_config(config, len(ref.get_joints(config['data']).names))
     network = load_task(config['run']['task']).make_network(config).network
     load_network(network, read_checkpoint(path)['state_dict'], path)
-    device = choose_device()
+    device = choose_device(config['test']['device'])
     dtype, _ = choose_precision(config['test']['precision'], device)
     return Predictor(network.to(device).eval(), config, device, dtype)
 
@@ -301,13 +301,10 @@ def main():
     if labelled and dist.rank() == 0:
         print('\n'.join(describe(split)), end='\n' * bool(describe(split)))
     split = split.select(slice(args.limit or None))
-    try:
-        run.folder.mkdir(parents=True, exist_ok=True)  # weights in models/ have none
-        found = open_lines(run, func, split, args)
-        unread = (measure if labelled else submit)(func, split, run, args, settings, found)
-        found.remove()
-    except OSError as error:
-        raise UserError(f'cannot write into {run.folder}: {error}') from None
+    run.folder.mkdir(parents=True, exist_ok=True)  # weights in models/ have none
+    found = open_lines(run, func, split, args)
+    unread = (measure if labelled else submit)(func, split, run, args, settings, found)
+    found.remove()
     if unread:
         print(f'{unread} photos could not be read, see the warnings', file=sys.stderr)
     return 1 if unread else 0

@@ -262,7 +262,7 @@ def prepare(args):
     checkpoint = read_checkpoint(run.checkpoint()) if resumes else {}
     init = None if resumes else config['run'].get('init')
     check_shares(config['train'])
-    device = choose_device()
+    device = choose_device(config['train']['device'])
     task = load_task(config['run']['task']).make_network(config)
     network, new_layers = task.network, []
     if resumes:

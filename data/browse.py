@@ -23,7 +23,7 @@ import numpy as np
 from data.coco_pose import ref
 from utils.config import apply_settings, check_config, load_task
 from utils.draw import bright_colour, draw_people, label, save_picture
-from utils.errors import UserError, exit_code
+from utils.errors import exit_code
 
 SIDE = 480  # pixels of a picture
 ACROSS, DOWN = 2, 4  # samples on a sheet
@@ -117,16 +117,13 @@ def main():
     skeleton = ref.get_joints(config['data']).skeleton
     pairs = [draw_sample(sample, skeleton) for sample in first_samples(config, args.n)]
     each = ACROSS * DOWN
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        for old in args.out.glob('sheet-*.jpg'):
-            old.unlink()
-        for number, start in enumerate(range(0, len(pairs), each), 1):
-            path = args.out / f'sheet-{number:02d}.jpg'
-            save_picture(path, sheet(pairs[start : start + each]))
-            print(path)
-    except OSError as error:
-        raise UserError(f'cannot write into {args.out} ({error.strerror or error})') from None
+    args.out.mkdir(parents=True, exist_ok=True)
+    for old in args.out.glob('sheet-*.jpg'):
+        old.unlink()
+    for number, start in enumerate(range(0, len(pairs), each), 1):
+        path = args.out / f'sheet-{number:02d}.jpg'
+        save_picture(path, sheet(pairs[start : start + each]))
+        print(path)
 
 
 if __name__ == '__main__':

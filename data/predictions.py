@@ -14,7 +14,7 @@ def write_predictions(find, paths, out, joints, maps=False):
     """Writes the people in files, or in folders of files, into the folder `out`.
 
     find: from a picture (H, W, 3) uint8 RGB to what `add_picture` takes. maps: also write sheets of
-    heatmaps and tags of photos. Returns what could not be read, a line each; raises UserError where
+    heatmaps and tags of photos. Returns what could not be read, a line each; raises OSError where
     `out` cannot be written.
     """
     files, problems = list_files(paths, [out, out / 'heatmaps', out / 'tags'])
@@ -45,11 +45,8 @@ def write_predictions(find, paths, out, joints, maps=False):
         if further:
             print(f'note: {further} further pages or pictures of animated files are passed over')
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / 'predictions.json', write)
-    except OSError as error:
-        raise UserError(f'cannot write into {out}: {error}') from None
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / 'predictions.json', write)
     return problems
 
 

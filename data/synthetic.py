@@ -39,7 +39,7 @@ SETS = {
 
 def coarse(mask):
     """A fine mask at the size of the picture: the pixels that are covered by half or more."""
-    size = (mask.shape[1] // FINE, mask.shape[0] // FINE)
+    size = np.array(mask.shape[::-1]) // FINE
     return cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA) > 127
 
 
@@ -88,8 +88,8 @@ def draw_picture(rng, size, people, joints='coco'):
 def save_drawn(job):
     """Draws and writes a picture; returns its COCO record and its annotations."""
     cv2.setNumThreads(1)
-    path, image_id, seed, size, people, joints = job
-    image, annotations = draw_picture(np.random.default_rng((seed, image_id)), size, people, joints)
+    path, image_id, seed, *settings = job
+    image, annotations = draw_picture(np.random.default_rng((seed, image_id)), *settings)
     save_picture(path, image, quality=90)
     height, width, _ = image.shape
     return {'id': image_id, 'file_name': path.name, 'width': width, 'height': height}, annotations
@@ -128,11 +128,11 @@ def draw_set(folder, info):
     (folder / 'annotations').mkdir()
     for split, number in info['pictures'].items():
         part, found = found[:number], found[number:]
-        annotations = []
-        for record, entries in part:
-            for index, entry in enumerate(entries):
-                ids = {'id': record['id'] * 100 + index, 'image_id': record['id'], 'category_id': 1}
-                annotations.append(entry | ids)
+        annotations = [
+            entry | {'id': record['id'] * 100 + n, 'image_id': record['id'], 'category_id': 1}
+            for record, entries in part
+            for n, entry in enumerate(entries)
+        ]
         overlaps = [entry.pop('overlaps') for entry in annotations if not entry['iscrowd']]
         content = {
             'info': {**info, 'overlapping': round(float(np.mean(overlaps or [0])), 4)},
@@ -140,7 +140,7 @@ def draw_set(folder, info):
             'categories': [category(joints)],
         }  # fmt: skip
         path = folder / f'annotations/person_keypoints_{split}.json'
-        path.write_text(json.dumps(content, sort_keys=True))
+        path.write_text(json.dumps(content, sort_keys=True), 'utf-8')
 
 
 def is_alive(pid):
@@ -154,7 +154,9 @@ def is_alive(pid):
 def holds(folder, info):
     """Whether a folder holds the data set described by `info`."""
     try:
-        content = json.loads((folder / 'annotations/person_keypoints_val2017.json').read_text())
+        content = json.loads(
+            (folder / 'annotations/person_keypoints_val2017.json').read_text('utf-8')
+        )
     except FileNotFoundError:
         return False
     found = {key: content['info'].get(key) for key in {**info, 'joints': None}}

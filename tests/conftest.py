@@ -51,12 +51,15 @@ def patience():
     def stop(number, frame):
         raise TimeoutError(f'no end after {PATIENCE} seconds')
 
-    numbers = (signal.SIGALRM, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
+    names = ('SIGALRM', 'SIGINT', 'SIGTERM', 'SIGCHLD')  # Windows lacks the first and the last
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(PATIENCE)
+    alarm = getattr(signal, 'alarm', lambda seconds: None)
+    if hasattr(signal, 'SIGALRM'):
+        signal.signal(signal.SIGALRM, stop)
+    alarm(PATIENCE)
     yield
-    signal.alarm(0)
+    alarm(0)
     end_workers()  # else the next test would wait for those that an error left behind
     # A training sets handlers of its own, which the processes of later tests would inherit.
     for number, handler in before.items():

@@ -1,8 +1,13 @@
 """Weights of the original and of mmpose as runs, fine-tuning them, and publishing a run."""
 
+import argparse
 import hashlib
+import io
 import json
 import os
+import sys
+import types
+import warnings
 
 import cv2
 import numpy as np
@@ -154,7 +159,7 @@ SOME = torch.zeros(1)
     [
         (lambda w: {'backbone.conv1.weight': SOME, 'backbone.bn1.bias': SOME},
          ['pre.0.conv.weight', 'backbone.stem.0.conv.weight', 'backbone.conv1.weight']),
-        (lambda w: {}, ['expected names', 'none']),
+        (lambda w: {}, ['holds no network', 'state_dict']),
         (lambda w: {k: v for k, v in w.items() if '.up1.' not in k},
          ['expected also', 'features.0.0.up1.conv.weight']),
         (lambda w: {k: v for k, v in w.items() if k != 'model.module.outs.0.conv.bias'},
@@ -199,6 +204,54 @@ def test_norms_that_cannot_be_folded(refused, golden, work, entry, value, names)
     refused('utils/convert.py', 'file.pth', 'exp/new', names=names)
 
 
+PREFIXES = ['', 'module.', 'backbone.', '_orig_mod.module.', 'module._orig_mod.model.backbone.']
+
+
+@pytest.mark.parametrize('prefix', PREFIXES)
+@pytest.mark.parametrize('place', ['', 'state_dict', 'model', 'model_state_dict', 'weights', 'ema'])
+def test_weights_are_found_wherever_they_are(convert, golden, work, place, prefix):
+    """Of the original and of mmpose, whose own prefix may be gone."""
+    for number, file in enumerate(('checkpoint.pth.tar', 'mmpose_hourglass_ae.pth')):
+        weights = torch.load(golden(file), 'cpu', weights_only=False)['state_dict']
+        bare = {name.removeprefix('model.module.'): v for name, v in weights.items()}
+        bare = {name.removeprefix('backbone.'): value for name, value in bare.items()}
+        content = {prefix + name: value for name, value in bare.items()}
+        torch.save({place: content, 'epoch': 3} if place else content, 'file.pth')
+        convert('file.pth', f'exp/new{number}')
+        convert(golden(file), f'exp/old{number}')
+        new, old = weights_of(f'new{number}'), weights_of(f'old{number}')
+        assert new.keys() == old.keys() and all(torch.equal(new[k], old[k]) for k in old)
+
+
+def test_weights_as_safetensors(convert, refused, golden, work, monkeypatch):
+    """Read by another package where it is installed; its stand-in reads torch's own format."""
+    weights = torch.load(golden('checkpoint.pth.tar'), 'cpu', weights_only=False)['state_dict']
+    torch.save(weights, 'file.safetensors')
+    monkeypatch.setitem(sys.modules, 'safetensors', None)
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    refused('utils/convert.py', 'file.safetensors', 'exp/new', names=['pip install safetensors'])
+    stand_in = types.SimpleNamespace(load=lambda data: torch.load(io.BytesIO(data)))
+    monkeypatch.setitem(sys.modules, 'safetensors', types.SimpleNamespace(torch=stand_in))
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', stand_in)
+    convert('file.safetensors', 'exp/new')
+    assert sum(v.numel() for v in weights_of('new').values()) > 1000
+
+
+def test_what_is_refused_says_what_it_is(refused, work):
+    layer = torch.nn.Linear(2, 2)
+    torch.save(layer, 'module.pth')
+    refused('utils/convert.py', 'module.pth', 'exp/new', names=['torch.nn.modules.linear.Linear'])
+    torch.save({'state_dict': layer.state_dict(), 'args': argparse.Namespace(lr=1)}, 'args.pth')
+    refused('utils/convert.py', 'args.pth', 'exp/new', names=['argparse.Namespace', 'state_dict'])
+    with warnings.catch_warnings(action='ignore'):
+        torch.jit.save(torch.jit.script(layer), 'script.pt')
+    refused('utils/convert.py', 'script.pt', 'exp/new', names=['TorchScript', 'state_dict'])
+    torch.save({'epoch': 3, 'names': ['a']}, 'none.pth')
+    refused(
+        'utils/convert.py', 'none.pth', 'exp/new', names=['holds no network', 'model_state_dict']
+    )
+
+
 @pytest.mark.parametrize('share', [0, 0.3, 0.99])
 def test_a_file_cut_short(refused, golden, work, share):
     content = golden('mmpose_hourglass_ae.pth').read_bytes()
@@ -218,7 +271,7 @@ def test_nothing_to_convert(refused, work):
         ({'train': {'input_res': 'wide'}}, ['train.input_res', 'wide']),
         ({'run': {'task': 'os'}}, ["no task 'os'"]),
         ({'run': None}, ['not one of a run']),
-        ({'state_dict': {}, 'model': {'nstack': 10**9}}, ['another network']),
+        ({'state_dict': {'a': torch.ones(1)}, 'model': {'nstack': 10**9}}, ['another network']),
         ({'run': {1, 2}}, ['not one of a run']),
     ],
     ids=['network', 'provider', 'type', 'task', 'no run', 'endless', 'no JSON'],

@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import pickle
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ import pytest
 import torch
 
 from task import pose
+from utils.errors import exit_code
+from utils.loading import make_loader
 from utils.run import Run
 
 
@@ -430,3 +434,37 @@ def test_the_commands_themselves(run_script, run1, coco, work, tiny):
         assert done.returncode == 2 and done.stdout == ''
         assert re.fullmatch(r'error: .*\n', done.stderr) and name in done.stderr
     assert files(work) == before
+
+
+# --- data workers ---
+
+
+class Fails(torch.utils.data.Dataset):
+    """One sample, which a worker cannot load."""
+
+    def __init__(self, fail):
+        self.fail = fail
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        self.fail()
+
+
+@pytest.mark.parametrize('kind', [RuntimeError, EOFError, ConnectionResetError, ValueError])
+def test_an_exception_in_a_worker_is_told_as_what_it_is(kind, capsys):
+    def fail():
+        raise kind('a matrix has no inverse')
+
+    with pytest.raises(kind, match='a matrix has no inverse'):
+        exit_code(lambda: list(make_loader(Fails(fail), 1)))
+    assert 'memory' not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='there is no SIGKILL')
+@pytest.mark.parametrize('end', [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: os._exit(1)],
+                         ids=['killed', 'exited'])  # fmt: skip
+def test_a_worker_that_is_gone_is_a_lack_of_memory(end, capsys):
+    assert exit_code(lambda: list(make_loader(Fails(end), 1))) == 2
+    assert 'out of memory' in capsys.readouterr().err

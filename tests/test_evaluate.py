@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -314,3 +315,54 @@ def test_peaks_on_the_margins_count_only_if_they_are_to():
         people, _ = test.find_people([pred], frames, (320, 640), [1.0], config)
         assert len(people) == expected
         assert (people[:, 0, 1] > 0).sum() == 1
+
+
+# --- what goes wrong on the disk, and Ctrl-C ---
+
+
+def fail_to_write(monkeypatch, name):
+    """Makes the disk full for the file `name`, however it is written."""
+    real = open
+
+    def open_or_fail(path, mode='r', *args, **kwargs):
+        if Path(path).name.startswith(name) and mode != 'rb' and 'r' not in mode:
+            raise OSError(28, 'No space left on device')
+        return real(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr('builtins.open', open_or_fail)
+    write_bytes = Path.write_bytes
+
+    def write_or_fail(path, data):
+        if path.match(f'vis/{name}*'):
+            raise OSError(28, 'No space left on device')
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(Path, 'write_bytes', write_or_fail)
+
+
+@pytest.mark.parametrize('name', ['dt.json', 'results.json', '01-worst'])
+def test_what_cannot_be_written_is_an_error_in_one_line(run1, call_script, monkeypatch, name):
+    fail_to_write(monkeypatch, name)
+    done = call_script('test.py', '-c', 'run1')
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith('error: exp/run1/') and name in line and 'No space left' in line
+    assert 'Average Precision' in done.stdout and 'vis:' not in done.stdout
+
+
+def test_half_written_results_do_not_matter(run1, call_script, work):
+    (work / 'exp/run1/results.json').write_text('{"single": {"AP"')
+    done = call_script('test.py', '-c', 'run1')
+    assert done.returncode == 0 and not done.stderr
+    assert list(json.loads((work / 'exp/run1/results.json').read_text())) == ['single']
+
+
+@pytest.mark.parametrize('script', ['test.py', 'utils/convert.py'])
+def test_ctrl_c_is_one_line(run1, call_script, monkeypatch, script):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('torch.load', interrupt)
+    arguments = ['-c', 'run1'] if script == 'test.py' else ['exp/run1', 'new.pth']
+    done = call_script(script, *arguments)
+    assert (done.returncode, done.stderr) == (130, 'error: interrupted\n')

@@ -15,6 +15,7 @@ from data.coco_pose import ref
 from data.coco_pose.dp import GenerateHeatmap
 from task import pose
 from test import multiperson, refine
+from tests import references
 from utils.affine import kpt_affine
 from utils.assignment import assign
 from utils.group import COCO_ORDER, HeatmapParser
@@ -271,26 +272,6 @@ def test_the_assignment_is_the_cheapest(kind):
 # --- refine ---
 
 
-def slow_refine(det, tag, person):
-    """Pixel and value of every joint of a person with missing ones filled in, pixel by pixel."""
-    found = [joint for joint in person if joint[2] > 0]
-    mean = np.mean([joint[3:] for joint in found], 0)
-    result = []
-    for k, joint in enumerate(person):
-        if joint[2] > 0:
-            result.append((int(joint[0]), int(joint[1]), joint[2]))
-            continue
-        best = None
-        for y, x in np.ndindex(det.shape[1:]):
-            gap = np.sqrt(((tag[k, y, x] - mean) ** 2).sum())
-            worth = det[k, y, x] - np.round(gap)
-            if best is None or worth > best[0]:
-                best = worth, x, y
-        _, x, y = best
-        result.append((x, y, max(det[k, y, x], 1e-3)))
-    return np.array(result)
-
-
 @pytest.mark.parametrize('D', [1, 2])
 def test_refine_equals_a_slow_loop(D):
     rng = np.random.default_rng(D)
@@ -304,7 +285,7 @@ def test_refine_equals_a_slow_loop(D):
         person[missing] = 0
         before = person.copy()
         refined = refine(det, tag, person)
-        wanted = slow_refine(det, tag, person)
+        wanted = references.refine(det, tag, person)
         np.testing.assert_array_equal(person, before)  # the caller's person stays as it is
         found = before[:, 2] > 0
         np.testing.assert_array_equal(refined[found], before[found])

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools.coco import COCO
 
 import test
@@ -203,7 +204,7 @@ def test_results_that_cannot_be_written(find):
     cv2.imwrite('a.jpg', picture())
     Path('out').write_text('a file')
     done = find('a.jpg')
-    assert done.returncode == 2 and done.stderr.startswith('error: cannot write into out')
+    assert done.returncode == 1 and done.stderr.startswith('error: out')
 
 
 # --- upright ---
@@ -296,6 +297,78 @@ def test_pictures_of_odd_size_are_kept_whole(work):
     (first, *_), _ = pictures_of('a.mp4')
     assert first.shape == (76, 102, 3)
     assert np.abs(first[:75, :101].astype(float) - shown).mean() < 6
+
+
+@pytest.mark.parametrize('name, count', [
+    ('vfr.mkv', 40),  # variable rate: its header's count is a guess, 127
+    ('sound.mkv', 40),  # the sound is three times as long as the pictures
+    ('trim.mp4', 27),  # without the first 13 of 40, which are still in the file
+])  # fmt: skip
+def test_whole_clips_are_not_cut_short(find, root, name, count):
+    shutil.copy(root / 'tests/clips' / name, name)
+    assert len(pictures_of(name)[0]) == count
+    done = find(name)
+    assert done.returncode == 0 and 'cut short' not in done.stderr
+    assert len(predictions()['images']) == count
+
+
+def cut_mp4(work):
+    """An mp4 whose index, at its start, goes on behind the end of the file."""
+    data = write_clip('whole.mp4', count=20, size=(240, 320), code='mp4v').read_bytes()
+    moov = data.index(b'moov') - 4
+    index, middle = bytearray(data[moov:]), data.index(b'mdat') - 4
+    place = index.index(b'stco') + 12
+    start = struct.unpack('>I', index[place : place + 4])[0]
+    index[place : place + 4] = struct.pack('>I', start + len(index))
+    whole = data[:middle] + bytes(index) + data[middle:moov]
+    Path('moved.mp4').write_bytes(whole)
+    return whole[: len(whole) // 2]
+
+
+def test_an_mp4_cut_short_is_known_by_its_index(find, work):
+    Path('cut.mp4').write_bytes(cut_mp4(work))
+    assert len(pictures_of('moved.mp4')[0]) == 20
+    done = find('cut.mp4')
+    assert done.returncode == 1 and 'clip cut.mp4 is cut short' in done.stderr
+
+
+def test_a_codec_that_cannot_be_read_is_named(find, root):
+    shutil.copy(root / 'tests/clips/av1.mp4', 'a.mp4')
+    done = find('a.mp4')
+    if done.returncode:  # some builds of OpenCV can
+        assert '(codec AV01)' in done.stderr and "'ffmpeg -i a.mp4 -c:v libx264" in done.stderr
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='there are no such names')
+def test_a_colon_in_a_name_is_no_protocol(find):
+    write_clip('a.mp4', code='mp4v').rename('data:1.mp4')
+    assert find('data:1.mp4').returncode == 0
+    assert len(pictures_of('out/data:1.mp4')[0]) == 12
+
+
+def test_what_a_folder_holds_besides_is_counted(find):
+    Path('in').mkdir()
+    for made, name in (('a.jpg', 'a.jfif'), ('a.jpg', 'b.jpe'), ('a.ppm', 'a.ppm')):
+        cv2.imwrite(made, picture())
+        Path(made).rename(f'in/{name}')
+    write_clip('b.mpg', rate=25, code='PIM1').rename('in/c.MTS')
+    for name in ('notes.txt', 'more.txt', 'a.psd', '.hidden'):
+        Path('in', name).write_text('-')
+    done = find('in')
+    assert done.returncode == 0, done.stderr
+    assert 'note: in: 3 other files are passed over (.psd, .txt)' in done.stdout
+    names = {i['file_name'] for i in predictions()['images']}
+    assert names == {'in/a.jfif', 'in/b.jpe', 'in/a.ppm', 'in/c.MTS'}
+
+
+def test_further_pages_are_counted(find):
+    cv2.imwritemulti('pages.tif', [picture(), picture(), picture()])
+    Image.new('RGB', (64, 48)).save('moves.webp', save_all=True, append_images=[
+        Image.new('RGB', (64, 48), (0, 0, shade)) for shade in (99, 200)])  # fmt: skip
+    cv2.imwrite('one.png', picture())
+    done = find('pages.tif', 'moves.webp', 'one.png')
+    assert done.returncode == 0, done.stderr
+    assert '4 further pages or pictures of animated files are passed over' in done.stdout
 
 
 @pytest.mark.parametrize('name', ['cut.mkv', 'cut.avi'])

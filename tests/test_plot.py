@@ -113,9 +113,9 @@ def test_where_nothing_is_drawn(write, call_script, work):
         (['a', 'empty'], 'exp/empty/metrics.jsonl holds no whole epoch'),
         (['../a'], 'expected a plain name'),
         (['a', '--out', 'a.doc'], 'expected one of'),
-        (['a', '--out', 'no/a.png'], 'cannot write no/a.png'),
+        (['a', '--out', 'no/a.png'], 'error: no/a.png: No such file'),
     ):
         done = call_script('utils/plot.py', *arguments)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-        assert words in done.stderr
+        assert done.returncode == (1 if 'no/a.png' in arguments else 2)
+        assert len(done.stderr.splitlines()) == 1 and words in done.stderr
     assert sorted(path.name for path in work.iterdir()) == ['exp']

@@ -1,14 +1,18 @@
 """Weights and training states on the disk: written whole or not at all, checked when read."""
 
+import importlib
 import io
 import json
 import os
+import re
 import zipfile
+from pathlib import Path
 
 import torch
 
 from utils import dist
 from utils.errors import UserError
+from utils.weights import PLACES, find_weights
 
 # What weights and states may be made of: no complex or quantized numbers, no fractions of 8 bits.
 NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -27,8 +31,10 @@ def write_atomically(path, write):
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(aside)):
+            error.filename = str(path)
         raise
 
 
@@ -44,35 +50,53 @@ def read_checkpoint(path):
     All ranks call it, and get what rank 0 reads. Raises UserError where the file is missing, broken
     or holds no network of finite numbers.
     """
-    source = path
+    path = source = Path(path)
     try:
         if dist.world_size() > 1:
             source = io.BytesIO(dist.share_bytes(path.read_bytes() if dist.rank() == 0 else b''))
-        check_sums(source)
-        checkpoint = torch.load(source, map_location='cpu', weights_only=True)
+        if path.suffix == '.safetensors':
+            checkpoint = importlib.import_module('safetensors.torch').load(
+                source.read_bytes() if source is path else source.getvalue()
+            )
+        else:
+            check_sums(source)
+            checkpoint = torch.load(source, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise UserError(f'there is no checkpoint {path}') from None
     # A file cut short or made by something else fails in as many ways as there are readers in it.
-    except Exception:
+    except Exception as error:
+        raise UserError(f'{path} cannot be read as a checkpoint: {describe(error)}') from None
+    state_dict = find_weights(checkpoint)
+    if not state_dict:
         raise UserError(
-            f'{path} cannot be read as a checkpoint: it is broken, or holds more than tensors and '
-            'plain values; get it again from its source'
-        ) from None
-    state_dict = checkpoint.get('state_dict') if isinstance(checkpoint, dict) else None
-    tensors = isinstance(state_dict, dict) and all(
-        isinstance(name, str) and isinstance(value, torch.Tensor)
-        for name, value in state_dict.items()
-    )
-    if not tensors:
-        raise UserError(f'{path} holds no network: expected a dict with a state_dict of tensors')
+            f'{path} holds no network: expected tensors by name, or a dict with them as one of '
+            f'{", ".join(PLACES)}'
+        )
     check_plain(state_dict, path)
-    return checkpoint
+    return checkpoint | {'state_dict': state_dict}
+
+
+def describe(error):
+    """What keeps a file from being read as a checkpoint, and what to do about it."""
+    found = re.search(r'GLOBAL ([\w.]+)', str(error))
+    if found:
+        return (
+            f'it holds an object of {found[1]}, whose code would have to be run; where it was '
+            'made, save the state_dict of the network'
+        )
+    if 'TorchScript' in str(error):
+        return 'it is a TorchScript archive; where it was made, save the state_dict of the network'
+    if isinstance(error, ImportError):
+        return "its format needs another package: 'pip install safetensors'"
+    return 'it is broken, or no checkpoint; get it again from its source'
 
 
 def check_sums(source):
     """Raises BadZipFile where bytes of a zip file are not what was saved: torch does not look."""
     if zipfile.is_zipfile(source):  # the format before torch 1.6 has no check sums
         with zipfile.ZipFile(source) as archive:
+            if any(name.endswith('/constants.pkl') for name in archive.namelist()):
+                raise ValueError('TorchScript')
             packed = any(entry.compress_type for entry in archive.infolist())  # torch never packs
             if packed or archive.testzip():
                 raise zipfile.BadZipFile

@@ -6,7 +6,6 @@ import difflib
 import importlib
 import importlib.util
 import math
-import os
 import re
 from pathlib import Path
 
@@ -29,6 +28,7 @@ LIMITS = {
     'test.max_num_people': (1, 10_000), 'test.vis': (0, MOST),
 }  # fmt: skip
 CHOICES = dict.fromkeys(('train.precision', 'test.precision'), ('fp32', 'bf16', 'auto'))
+CHOICES |= dict.fromkeys(('train.device', 'test.device'), ('auto', 'cpu', 'cuda', 'mps'))
 CHOICES |= {'train.on_nonfinite': ('stop', 'skip'), 'test.tie_break': ('solver', 'value')}
 # Where the code lies that keys name: a config from elsewhere runs no other.
 CODE = {'network': 'models', 'data_provider': 'data'}
@@ -42,7 +42,7 @@ LISTS = {
 def load_task(name):
     """The module task.<name>; UserError that lists the tasks if there is none."""
     folder = Path(importlib.util.find_spec('task').submodule_search_locations[0])
-    known = sorted(p.stem for p in folder.glob('*.py') if '__config__ =' in p.read_text())
+    known = sorted(p.stem for p in folder.glob('*.py') if '__config__ =' in p.read_text('utf-8'))
     if name not in known:
         raise UserError(f'no task {name!r}: choose one of {", ".join(known)}')
     return importlib.import_module(f'task.{name}')
@@ -122,7 +122,9 @@ def conform(value, example, any_length=False):
         return float(value)
     if type(value) is not type(example) or (type(value) is float and not math.isfinite(value)):
         raise ValueError
-    if type(value) is str and b'\0' in os.fsencode(value):  # else it may be a path
+    if type(value) is str and b'\0' in value.encode(
+        'utf-8', 'surrogateescape'
+    ):  # else it may be a path
         raise ValueError
     if type(value) is not list:
         return value

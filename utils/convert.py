@@ -12,6 +12,7 @@ The run is tested with test.py -c NAME, and fine-tuned with train.py -e NEW --in
 import argparse
 import copy
 import hashlib
+import itertools
 import json
 import re
 import sys
@@ -27,8 +28,8 @@ from utils.run import find_run
 from utils.weights import bare_names, describe_misfits, shorten
 
 POSENET = 'models.posenet.PoseNet'  # the network whose sizes follow from its weights
-FIRST, MMPOSE_FIRST = 'pre.0.conv.weight', 'backbone.stem.0.conv.weight'
-# What mmpose's names, below 'backbone.', are called here.
+FIRST, MMPOSE_FIRST = 'pre.0.conv.weight', 'stem.0.conv.weight'
+# What mmpose's names are called here.
 MMPOSE_NAMES = {
     r'stem\.': 'pre.',
     r'hourglass_modules\.': 'features.',
@@ -80,13 +81,11 @@ def fold_norms(weights, path):
 
 def from_mmpose(state_dict, path):
     """PoseNet's weights, under its names, from those of mmpose 0.x. Raises UserError."""
-    weights = {}
-    for name, value in state_dict.items():
-        if name.startswith('backbone.'):
-            bare = name.removeprefix('backbone.')
-            for old, new in MMPOSE_NAMES.items():
-                bare = re.sub(f'^{old}', new, bare)
-            weights[bare] = value
+    # Beside its backbone a file may hold a head, which here is the grouping.
+    backbone = {name: value for name, value in state_dict.items() if 'backbone.' in name}
+    weights = bare_names(backbone or state_dict)
+    for old, new in MMPOSE_NAMES.items():
+        weights = {re.sub(f'^{old}', new, name): value for name, value in weights.items()}
     return fold_norms(weights, path)
 
 
@@ -101,11 +100,11 @@ def network_sizes(weights, path):
     if FIRST not in weights:
         raise UserError(
             f'{path} holds another network: expected names such as {FIRST} (the original, this '
-            f'program) or {MMPOSE_FIRST} (mmpose 0.x, hourglass_ae), found '
+            f'program) or backbone.{MMPOSE_FIRST} (mmpose 0.x, hourglass_ae), found '
             f'{shorten(list(weights)) or "none"}'
         )
-    stages = [f'features.0.0.{"low2." * depth}up1' for depth in range(4)]
-    stages.append('features.0.0.low2.low2.low2.low2')
+    layers = ['up1', 'low2.up1', 'low2.low2.up1', 'low2.low2.low2.up1', 'low2.low2.low2.low2']
+    stages = [f'features.0.0.{layer}' for layer in layers]
     sizes = {
         'nstack': sum(bool(re.fullmatch(r'outs\.\d+\.conv\.weight', name)) for name in weights),
         'inp_dim': width('pre.4'),
@@ -113,15 +112,14 @@ def network_sizes(weights, path):
         'bn': 'pre.0.bn.weight' in weights,
         'stem': [width(f'pre.{i}') for i in (0, 1, 3)],
     }
-    widths = [width(stage) for stage in stages]
-    if None in [sizes['inp_dim'], sizes['oup_dim'], *sizes['stem'], *widths]:
-        layers = ['pre.0', 'pre.1', 'pre.3', 'pre.4', *stages, 'outs.0']
-        missing = [f'{layer}.conv.weight' for layer in layers if width(layer) is None]
+    layers = ['pre.0', 'pre.1', 'pre.3', 'pre.4', *stages, 'outs.0']
+    if missing := [f'{layer}.conv.weight' for layer in layers if width(layer) is None]:
         raise UserError(
             f'{path} is not a stacked hourglass of this kind: expected also '
             f'{shorten(missing)}, found {shorten(sorted(weights))}'
         )
-    steps = {b - a for a, b in zip(widths, widths[1:], strict=False)}
+    widths = [width(stage) for stage in stages]
+    steps = {b - a for a, b in itertools.pairwise(widths)}
     if len(steps) > 1 or min(steps) < 0:
         raise UserError(
             f'{path} has hourglass widths {", ".join(map(str, widths))}: expected them to grow by '
@@ -141,23 +139,16 @@ def config_in(checkpoint, path):
         return copy.deepcopy(load_task('pose').__config__) | {'run': {'task': 'pose'}}
     try:
         saved = json.loads(json.dumps(checkpoint['config']))  # plain values, or none at all
-        task = saved['run']['task']
+        run = {'task': saved['run']['task']}
+        config = load_task(run['task']).__config__
+        for key in ('network', 'data_provider'):
+            if saved.get(key) != config[key]:
+                raise UserError(f'its {key} is {saved.get(key)!r}: expected {config[key]!r}')
+        values = flatten(saved).items()
+        settings = [f'{key}={value}' for key, value in values if key in flatten(config)]
+        return apply_settings(config, settings) | {'run': run}
     except (TypeError, KeyError, ValueError, RecursionError):
         raise UserError(f'{path} has a config that is not one of a run') from None
-    try:
-        config = load_task(task).__config__
-    except UserError as error:
-        raise UserError(f'{path} is of another task: {error}') from None
-    for key in ('network', 'data_provider'):
-        if saved.get(key) != config[key]:
-            raise UserError(
-                f'{path} is of the task {task}, and its {key} is {saved.get(key)!r}: expected '
-                f'{config[key]!r}'
-            )
-    known = flatten(config)
-    settings = [f'{key}={value}' for key, value in flatten(saved).items() if key in known]
-    try:
-        return apply_settings(config, settings) | {'run': {'task': task}}
     except UserError as error:
         raise UserError(f'{path} has a config that cannot be used: {error}') from None
 
@@ -170,7 +161,7 @@ def convert(path, run):
         checkpoint = read_checkpoint(path)
     state_dict = checkpoint['state_dict']
     config = config_in(checkpoint, path)
-    if MMPOSE_FIRST in state_dict:
+    if MMPOSE_FIRST in bare_names(state_dict):
         kind = 'mmpose 0.x, its norms folded into convolutions'
         weights = from_mmpose(state_dict, path)
         check_plain(weights, path)  # a variance may have been negative
@@ -188,7 +179,7 @@ def convert(path, run):
     problem = describe_misfits(network.state_dict(), weights)
     if problem:
         raise UserError(f'{path} does not fit the network that its shapes suggest: {problem}')
-    config['run']['source'] = {'file': Path(path).name, 'sha256': sha256(path)}
+    config['run']['source'] = {'file': path.name, 'sha256': sha256(path)}
     run.create(config)
     # Cloned: a view would be saved with the whole storage behind it.
     run.save({'state_dict': {k: as_saved(v) for k, v in weights.items()}, 'config': config})
@@ -223,7 +214,7 @@ def measured_figures(run, which):
     if not path.is_file() or path.stat().st_mtime < run.checkpoint(which).stat().st_mtime:
         return {}
     try:
-        results = json.loads(path.read_text())
+        results = json.loads(path.read_text('utf-8'))
         results = {mode: found for mode, found in results.items() if found['checkpoint'] == which}
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f'{path} is not what test.py writes: delete it and test again') from None
@@ -297,7 +288,7 @@ def parse_args():
 def main():
     args = parse_args()
     if Path(args.source).is_file():
-        convert(args.source, find_run(args.target))
+        convert(Path(args.source), find_run(args.target))
         return
     run = find_run(args.source)
     if not run.folder.is_dir():

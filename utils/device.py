@@ -6,12 +6,22 @@ import torch
 from torch import nn
 
 from utils import dist
+from utils.errors import UserError
 
 
-def choose_device():
-    """This rank's GPU where there is one, else the CPU; matrix products on a GPU may use TF32."""
-    if not torch.cuda.is_available():
-        return torch.device('cpu')
+def choose_device(setting='auto'):
+    """The device that is set, or with 'auto' this rank's NVIDIA GPU, else the CPU.
+
+    Matrix products on an NVIDIA GPU may use TF32. Raises UserError where the device is not there.
+    """
+    cuda = torch.cuda.is_available()
+    there = {'cpu': True, 'cuda': cuda, 'mps': torch.backends.mps.is_available()}
+    name = setting if setting != 'auto' else 'cuda' if cuda else 'cpu'
+    if not there[name]:
+        found = ', '.join(device for device in there if there[device])
+        raise UserError(f'device={name}: PyTorch finds no such device here, only: {found}')
+    if name != 'cuda':
+        return torch.device(name)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.cuda.set_device(dist.local_rank())
@@ -29,6 +39,8 @@ def choose_precision(setting, device):
     if device.type == 'cuda':
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
         reason = f'this GPU is {"" if fast else "not "}of the Ampere generation or later'
+    elif device.type == 'mps':
+        fast, reason = False, 'as usual on Apple GPUs'
     else:
         capabilities = torch.cpu.get_capabilities()
         fast = any(capabilities.get(name) for name in ('avx512_bf16', 'amx_bf16'))
@@ -60,4 +72,5 @@ def spread(task, device):
         gpus = [device.index] if device.type == 'cuda' else None
         # Before each pass rank 0's BatchNorm statistics go to all, so only its own count.
         return nn.parallel.DistributedDataParallel(task, device_ids=gpus)
-    return nn.DataParallel(task) if torch.cuda.device_count() > 1 else task
+    several = device.type == 'cuda' and torch.cuda.device_count() > 1
+    return nn.DataParallel(task) if several else task

@@ -146,7 +146,7 @@ def launch_marks():
         return []
     agent = os.getppid()
     try:  # with the time of its start, since numbers of processes come back
-        started = Path(f'/proc/{agent}/stat').read_text().rpartition(')')[2].split()[19]
+        started = Path(f'/proc/{agent}/stat').read_text('utf-8').rpartition(')')[2].split()[19]
     except OSError:
         started = ''
     marks = {

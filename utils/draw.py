@@ -13,7 +13,7 @@ TITLE = 24  # pixels, the height of a title
 def save_picture(path, picture, quality=95):
     """Writes a picture (H, W, 3) uint8 RGB; quality: of a JPEG, up to 100. Raises OSError.
 
-    OpenCV's own writer returns False, for example where the disk is full.
+    OpenCV's own writer only returns False, for example where the disk is full.
     """
     options = [cv2.IMWRITE_JPEG_QUALITY, quality]
     try:
@@ -22,7 +22,10 @@ def save_picture(path, picture, quality=95):
         encoded = False
     if not encoded:
         raise OSError(f'{path}: no picture of shape {picture.shape} can be stored in this format')
-    path.write_bytes(data)
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def bright_colour(hue):

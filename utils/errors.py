@@ -1,6 +1,7 @@
 """The one error that a user can put right, and what a command returns to the shell."""
 
 import multiprocessing
+import re
 import signal
 import sys
 
@@ -18,24 +19,26 @@ class UserError(Exception):
 def exit_code(main):
     """Calls main() and leaves the other ranks; returns the exit code.
 
-    A UserError becomes one line on stderr and the exit code 2. Ranks that raise the same one say it
-    once per machine.
+    A UserError becomes one line on stderr and the exit code 2, a file that cannot be written the
+    exit code 1, and Ctrl-C 130. Ranks that raise the same one say it once per machine.
     """
+    if hasattr(sys.stdout, 'reconfigure'):  # a terminal may lack letters, as of joints' names
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         code = main() or 0
     except UserError as error:
-        text = f'error: {" ".join(str(error).splitlines())}'
-        if dist.is_first_to_say(text):
-            print(text, file=sys.stderr, flush=True)
-        return 2
+        return say(error, 2)
+    except KeyboardInterrupt:
+        return say('interrupted', 128 + signal.SIGINT)
     except (RuntimeError, EOFError, ConnectionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if dist.is_loss_of_rank(error):
             rank = dist.rank()
             print(f'error: rank {rank} lost another rank, see there: {reason}', file=sys.stderr)
             return 1
-        # The last two come from reading from a worker that has gone.
-        if isinstance(error, RuntimeError) and 'DataLoader worker' not in reason:
+        # The last two come from reading from a worker that has gone, or were raised within one.
+        gone = not isinstance(error, RuntimeError) and not reason.startswith('Caught ')
+        if not gone and not re.search('killed by signal|exited unexpectedly', reason):
             raise
         print(
             f'error: a process that loads images died, most likely out of memory ({reason}): '
@@ -43,9 +46,22 @@ def exit_code(main):
             'what was saved is intact, and training goes on from it with -c', file=sys.stderr,
         )  # fmt: skip
         return 2
+    except OSError as error:
+        if str(error).startswith('Caught '):  # in a worker
+            raise
+        named = error.filename and error.strerror
+        return say(f'{error.filename}: {error.strerror}' if named else error, 1)
     finally:
         end_workers()
     dist.stop()
+    return code
+
+
+def say(error, code):
+    """Prints an error in one line, unless another rank of this machine has; returns the code."""
+    text = f'error: {" ".join(str(error).splitlines())}'
+    if dist.is_first_to_say(text):
+        print(text, file=sys.stderr, flush=True)
     return code
 
 

@@ -59,14 +59,15 @@ def worker_count(setting):
 def start_worker(_):
     """Set-up of a worker process: one thread of OpenCV; Ctrl-C is the main process's affair."""
     cv2.setNumThreads(1)
-    if not torch.cuda.is_available():
+    if hasattr(os, 'nice') and not torch.cuda.is_available():  # Windows has none
         # The network's threads wait for one another many times a step: a worker that takes one of
         # their cores stops them all, while it can well live on the moments that they leave free.
         os.nice(19)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A scheduler's SIGTERM reaches workers, too, while the ranks still need a batch or two to stop
     # at the same step. The handler also replaces the main process's own, which a fork inherits.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    if hasattr(signal, 'alarm'):  # nor a SIGTERM that reaches more than one process
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 def make_loader(dataset, workers, **options):

@@ -8,7 +8,7 @@ from utils.checkpoint import write_atomically
 def read_metrics(path):
     """The lines of a file: an epoch's figures as a dict, or None where a line is broken."""
     epochs = []
-    for line in path.read_text(errors='replace').splitlines():
+    for line in path.read_text('utf-8', errors='replace').splitlines():
         try:
             epoch = json.loads(line)
         except (ValueError, RecursionError):

@@ -33,12 +33,9 @@ def read_epochs(run):
     The last line may be half, of a run that was killed while another program wrote it.
     """
     path = run.metrics_path
-    try:
-        epochs = read_metrics(path)
-    except OSError:
-        raise UserError(
-            f'{path} cannot be read: expected a run of train.py that has finished an epoch'
-        ) from None
+    if not path.is_file():
+        raise UserError(f'{path} cannot be read: expected a run that has finished an epoch')
+    epochs = read_metrics(path)
     broken = [n for n, e in enumerate(epochs, 1) if not e or not is_number(e.get('images'))]
     if broken and broken[0] < len(epochs):
         raise UserError(f'{path}, line {broken[0]} is no epoch of train.py')
@@ -76,7 +73,7 @@ def draw_curves(runs):
         finish(axes, panel)
     for axes in grid.flat[len(panels) :]:
         axes.remove()
-    # One legend below, where it covers no curve: colours are runs, strokes are splits.
+    # One legend below, where it covers no curve: colours are runs, line styles are splits.
     entries = [Line2D([], [], lw=3, color=f'C{n % 10}', label=name) for n, name in enumerate(runs)]
     entries += [Line2D([], [], color='grey', **style) for style in (TRAIN, VALID)]
     figure.legend(handles=entries, loc='outside lower center', ncols=min(len(entries), 8))
@@ -123,10 +120,7 @@ def main():
     known = figure.canvas.get_supported_filetypes()
     if kind not in known:
         raise UserError(f'--out {args.out}: expected one of {", ".join(known)} as its ending')
-    try:
-        write_atomically(args.out, lambda stream: figure.savefig(stream, format=kind))
-    except OSError as error:
-        raise UserError(f'cannot write {args.out} ({error.strerror})') from None
+    write_atomically(args.out, lambda stream: figure.savefig(stream, format=kind))
     print(args.out)
 
 

@@ -71,7 +71,7 @@ class Run:
     def config(self, task):
         """The run's own config, or where it has none (foreign weights) that of the task."""
         try:
-            return complete(json.loads(self.config_path.read_text()))
+            return complete(json.loads(self.config_path.read_text('utf-8')))
         except FileNotFoundError:
             if self.checkpoint() == self.included:
                 return complete(read_checkpoint(self.included)['config'])
@@ -84,7 +84,7 @@ class Run:
     def is_of_launch(self, marks):
         """Whether it was last started by the torchrun with these marks, see dist.launch_marks."""
         try:
-            last = json.loads(self.config_path.read_text())['run']['commands'][-1]
+            last = json.loads(self.config_path.read_text('utf-8'))['run']['commands'][-1]
             return not set(marks).isdisjoint(last.get('launch', []))
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return False
@@ -114,14 +114,14 @@ class Run:
 
     def log(self, text):
         """Adds a line to the run's log."""
-        with open(self.folder / 'log', 'a') as stream:
+        with open(self.folder / 'log', 'a', encoding='utf-8') as stream:
             stream.write(text + '\n')
 
     def add_results(self, name, figures):
         """Adds the figures of an evaluation to results.json, in place of earlier ones."""
         path = self.folder / 'results.json'
         try:
-            kept = json.loads(path.read_text())
+            kept = json.loads(path.read_text('utf-8'))
         except (OSError, ValueError):  # none yet, or cut off by a kill of an older version
             kept = {}
         write_json(path, (kept if isinstance(kept, dict) else {}) | {name: figures})
@@ -143,6 +143,6 @@ def git_commit():
     """The commit that the code is at, '-dirty' behind it where files differ, or ''."""
     command = ['git', '-C', str(REPOSITORY), 'describe', '--always', '--dirty', '--abbrev=40']
     try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding='utf-8').stdout.strip()
     except OSError:
         return ''

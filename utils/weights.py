@@ -2,15 +2,31 @@
 
 import re
 
+import torch
+
 from utils.errors import UserError
 
 # Layers of the network whose shape depends on the number of output channels.
 OUTPUT_LAYERS = ('outs.', 'merge_preds.')
 
 
+# Where other programs keep the weights in what they save, and what wrappers put before a name.
+PLACES = ('state_dict', 'model_state_dict', 'model', 'weights', 'ema', 'module')
+WRAPPERS = r'((model|module|_orig_mod|backbone|network)\.)+'
+
+
+def find_weights(content):
+    """The tensors by name in what a file holds: all of it, or a dict within it; {} if none."""
+    if not isinstance(content, dict):
+        return {}
+    if all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
+        return content
+    return next(filter(None, (find_weights(content.get(place)) for place in PLACES)), {})
+
+
 def bare_names(state_dict):
     """The weights without the prefixes of the wrappers they were saved from."""
-    return {re.sub(r'^(model\.|module\.)+', '', name): value for name, value in state_dict.items()}
+    return {re.sub(f'^{WRAPPERS}', '', name): value for name, value in state_dict.items()}
 
 
 def describe_misfits(wanted, found):

@@ -8,13 +8,12 @@ import zipfile
 from itertools import zip_longest
 from pathlib import Path
 
-import cv2
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data.coco_pose.photo import read_photo
-from utils.draw import beside, draw_people
+from utils.draw import beside, draw_people, save_picture
 from utils.errors import UserError
 
 STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
@@ -83,7 +82,7 @@ def write_submission(folder, name, split, detections):
     """
     part = Path(split.file).stem.split('_')[-1]
     path = folder / f'person_keypoints_{part}_{name}_results.json'
-    path.write_text(json.dumps(detections, allow_nan=False))
+    path.write_text(json.dumps(detections, allow_nan=False), 'utf-8')
     with zipfile.ZipFile(path.with_suffix('.zip'), 'w', zipfile.ZIP_DEFLATED) as stream:
         stream.write(path, path.name)
     return path, path.with_suffix('.zip')
@@ -120,7 +119,7 @@ def write_pictures(folder, split, evaluation, detections, count, sure):
         ]
         picture = beside(pictures, [f'predicted: {shares[image_id]:.0%} found', 'truth'])
         name = f'{rank:02d}-{kind}-{shares[image_id]:.2f}-{image_id}.jpg'
-        cv2.imwrite(str(folder / name), picture[..., ::-1])
+        save_picture(folder / name, picture)
 
 
 def found_shares(evaluation):

@@ -94,7 +94,7 @@ def open_valid(settings):
 
     def choose(whole):
         places = dict(zip(whole.ids.tolist(), range(len(whole)), strict=True))
-        wanted = [int(line) for line in ref.VALID_IDS.read_text().split()]
+        wanted = [int(line) for line in ref.VALID_IDS.read_text('utf-8').split()]
         numbers = [places[image_id] for image_id in wanted if image_id in places]
         numbers = [n for n in numbers if is_coco(whole, n)]  # others may number their photos alike
         if not numbers:

@@ -1,0 +1,113 @@
+"""Systems other than Linux with a GPU, simulated where this is one."""
+
+import ast
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.coco_pose import ref
+from utils.device import choose_device, choose_precision, spread
+from utils.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+# What every Python process does first, workers included.
+START = """
+import multiprocessing, os, signal
+for module, name in {missing}:
+    delattr({{'os': os, 'signal': signal}}[module], name)
+multiprocessing.set_start_method('spawn', force=True)
+"""
+MACOS = [('os', 'sched_getaffinity')]
+WINDOWS = [*MACOS, ('os', 'nice'), ('signal', 'alarm'), ('signal', 'SIGALRM')]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='simulates other systems')
+@pytest.mark.parametrize('missing', [WINDOWS, MACOS], ids=['Windows', 'macOS'])
+def test_workers_load_photos_under_spawn(make_coco, tiny, run_script, work, monkeypatch, missing):
+    (work / 'start').mkdir()
+    (work / 'start' / 'sitecustomize.py').write_text(START.format(missing=missing))
+    monkeypatch.setenv('PYTHONPATH', str(work / 'start'), prepend=os.pathsep)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    data = make_coco(people=(1, 2))
+    settings = [*data.settings, *tiny, 'train.train_iters=2', 'train.num_workers=1',
+                'train.eval_epochs=1', 'test.num_workers=1']  # fmt: skip
+    done = run_script('train.py', '-e', 'run1', '--set', *settings, cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert 'epoch 1/1' in done.stdout and 'AP' in done.stdout.split('epoch 1/1')[1]
+    assert 'Traceback' not in done.stderr
+
+
+def test_the_device_is_the_one_that_is_set(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert [choose_device(name).type for name in ('auto', 'cpu', 'mps')] == ['cpu', 'cpu', 'mps']
+    assert choose_precision('auto', torch.device('mps'))[0] == torch.float32
+    with pytest.raises(UserError, match='device=cuda: .* only: cpu, mps'):
+        choose_device('cuda')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    task = torch.nn.Linear(1, 1)
+    assert spread(task, torch.device('cpu')) is task
+
+
+@pytest.mark.parametrize('script, key', [('train.py', 'train'), ('test.py', 'test')])
+def test_a_device_that_is_not_there(make_coco, tiny, call_script, work, script, key):
+    data = make_coco()
+    if key == 'test':
+        assert call_script('train.py', '--set', *data.settings, *tiny).returncode == 0
+    given = [*data.settings, *tiny] if key == 'train' else []
+    missing = 'mps' if not torch.backends.mps.is_available() else 'cuda'
+    done = call_script(script, '--set', *given, f'{key}.device={missing}')
+    assert done.returncode == 2 and f'device={missing}' in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    done = call_script(script, '--set', *given, f'{key}.device=tpu')
+    assert done.returncode == 2 and 'expected one of auto, cpu, cuda, mps' in done.stderr
+
+
+# --- encodings ---
+
+
+def test_every_text_file_is_utf_8():
+    """Each open, read_text and write_text of the program names the encoding, or is of bytes."""
+    paths = [ROOT / 'train.py', ROOT / 'test.py']
+    paths += [
+        p for room in ('data', 'models', 'task', 'utils') for p in (ROOT / room).rglob('*.py')
+    ]
+    found = []
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text('utf-8'))):
+            if not isinstance(node, ast.Call) or ast.unparse(node.func) == 'Image.open':
+                continue
+            name = ast.unparse(node.func).rpartition('.')[2]
+            call = ast.unparse(node)
+            binary = any(isinstance(a, ast.Constant) and 'b' in str(a.value) for a in node.args[1:])
+            text = any(word.arg in ('text', 'universal_newlines') for word in node.keywords)
+            if text or name in ('open', 'read_text', 'write_text', 'fdopen'):
+                found.append(call)
+                assert binary or 'utf-8' in call or "'r+b'" in call, f'{path.name}: {call}'
+    assert len(found) > 10
+
+
+def test_a_training_on_names_in_other_alphabets(make_coco, tiny, run_script, work, monkeypatch):
+    """In the locale C, where text files and the terminal would be ASCII."""
+    data = make_coco(people=(1, 2))
+    content = json.loads(data.annotations.read_text('utf-8'))
+    greek = '\u03ba\u03b5\u03c6\u03ac\u03bb\u03b9'
+    keypoints = [f'{name}_{greek}' for name in ref.COCO.names]
+    content['categories'] = [{'id': 1, 'name': 'person', 'keypoints': keypoints}]
+    data.annotations.write_text(json.dumps(content, ensure_ascii=False), 'utf-8')
+    monkeypatch.setenv('LC_ALL', 'C')
+    monkeypatch.setenv('PYTHONUTF8', '0')
+    settings = [*data.settings, f'data.valid_annotations={data.annotations}', *tiny]
+    done = run_script('train.py', '-e', 'run1', '--set', *settings, cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert greek in (work / 'exp/run1/log').read_text('utf-8')
+    for arguments in (
+        ['test.py', '-c', 'run1'],
+        ['train.py', '-c', 'run1', '--set', 'train.epochs=2'],
+    ):
+        done = run_script(*arguments, cwd=work)
+        assert done.returncode == 0, done.stderr
