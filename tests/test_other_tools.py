@@ -73,6 +73,9 @@ def test_an_area_that_cannot_be_is_estimated(opened, area, source):
 def test_areas_that_can_be_stay(opened):
     split, _ = opened(each(area=33.0, bbox=[0, 0, 8, 8], keypoints=[5, 5, 2, 9, 9, 2] + [0] * 45))
     assert set(split.areas) == {33.0} and split.estimated == 0 and describe(split) == []
+    small = [0, 0, 2, 10, 20, 2] + [0] * 45
+    split, _ = opened(each(area=20.0, keypoints=small, bbox=[0, 0, 10, 20], segmentation=[]))
+    assert set(split.areas) == {106.0} and split.estimated == 4
     # A hundredth of the box of the joints is too little.
     split, _ = opened(each(area=33.0, keypoints=[0, 0, 2, 100, 100, 2] + [0] * 45, bbox=None,
                              segmentation=[]))  # fmt: skip
@@ -276,4 +279,5 @@ def test_a_turned_photo_is_read_in_the_frame_of_its_annotations(opened, orientat
         takes_upright = drawn if orientation == 3 else (height, width) == (200, 160)
         wanted = upright if takes_upright else stored
         assert photo.shape == wanted.shape
-        assert np.abs(photo.astype(int) - wanted).mean() < 8  # saved twice as JPEG
+        gaps = [np.abs(photo.astype(int) - one).mean() for one in (wanted, np.rot90(wanted, 2))]
+        assert gaps[0] < 8 and gaps[0] < 0.5 * gaps[1]  # it was saved twice as JPEG
