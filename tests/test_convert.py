@@ -158,7 +158,7 @@ SOME = torch.zeros(1)
     'change, names',
     [
         (lambda w: {'backbone.conv1.weight': SOME, 'backbone.bn1.bias': SOME},
-         ['pre.0.conv.weight', 'backbone.stem.0.conv.weight', 'backbone.conv1.weight']),
+         ['pre.0.conv.weight', 'backbone.stem.0.conv.weight', 'found conv1.weight']),
         (lambda w: {}, ['holds no network', 'state_dict']),
         (lambda w: {k: v for k, v in w.items() if '.up1.' not in k},
          ['expected also', 'features.0.0.up1.conv.weight']),

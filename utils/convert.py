@@ -103,8 +103,8 @@ def network_sizes(weights, path):
             f'program) or backbone.{MMPOSE_FIRST} (mmpose 0.x, hourglass_ae), found '
             f'{shorten(list(weights)) or "none"}'
         )
-    layers = ['up1', 'low2.up1', 'low2.low2.up1', 'low2.low2.low2.up1', 'low2.low2.low2.low2']
-    stages = [f'features.0.0.{layer}' for layer in layers]
+    levels = ('up1', 'low2.up1', 'low2.low2.up1', 'low2.low2.low2.up1', 'low2.low2.low2.low2')
+    stages = [f'features.0.0.{level}' for level in levels]
     sizes = {
         'nstack': sum(bool(re.fullmatch(r'outs\.\d+\.conv\.weight', name)) for name in weights),
         'inp_dim': width('pre.4'),
