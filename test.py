@@ -25,7 +25,7 @@ import torch
 from data.coco_pose import ref
 from data.coco_pose.dp import PhotoInputs
 from data.coco_pose.results import coco_scores, to_coco, write_pictures, write_submission
-from data.coco_pose.splits import open_file
+from data.coco_pose.splits import describe, open_file
 from data.predictions import write_predictions
 from task import pose
 from utils import dist
@@ -171,8 +171,10 @@ def predict(func, split, mode, scales=None, found=None):
     """The detections of photos as COCO takes them: a list of dicts, best first in each photo.
 
     Under torchrun each rank looks at its share of the photos, and rank 0 returns those of all, just
-    as one rank alone would; the others return an empty list. found: what this rank's share has so
-    far, a list or `Lines`, to which a list of detections is appended for each batch.
+    as one rank alone would; the others return an empty list. A photo that cannot be read is one
+    without detections, and `unread` counts it. found: what this rank's share has so far, a list or
+    `Lines`, to which a list of detections, None for such a photo, is appended for each batch.
+    Returns the detections and how many photos are unread.
     """
     config, found = func.config, [] if found is None else found
     scales = scales or config['test']['scales'][mode]
@@ -184,39 +186,47 @@ def predict(func, split, mode, scales=None, found=None):
     loader = make_loader(photos, workers, batch_sampler=own, collate_fn=photos.collate)
     progress = Progress(sum(map(len, done + own)), f'test {mode}', 'photo')
     progress.update(sum(map(len, done)))
-    for numbers, sizes, frames, inputs in loader:
+    for numbers, sizes, frames, problems, inputs in loader:
         if config['test']['mirror']:
             inputs = [torch.cat([x, x.flip(2)]) for x in inputs]
         preds = [func(x)[0][:, -1] for x in inputs]
         B, batch = len(numbers), []
         for b, number in enumerate(numbers):
+            if problems[b]:
+                print(f'warning: {problems[b]}; it has no detections', file=sys.stderr, flush=True)
+                batch.append(None)
+                continue
             maps = [pred[b::B] for pred in preds]
             people, scores = find_people(maps, frames[b], sizes[b], scales, config)
             batch += to_coco(people, scores, split.ids[number], split.category['id'])
         found.append(batch)
         progress.update(B)
     progress.close()
-    if dist.world_size() == 1:
-        return [detection for batch in found for detection in batch]
-    shares = dist.gather_bytes(json.dumps(list(found)).encode())
-    if dist.rank() > 0:
-        return []
-    # Batches were dealt out like cards.
-    dealt = zip_longest(*map(json.loads, shares), fillvalue=[])
-    return [detection for batches in dealt for batch in batches for detection in batch]
+    if dist.world_size() > 1:
+        shares = dist.gather_bytes(json.dumps(list(found)).encode())
+        if dist.rank() > 0:
+            return [], 0
+        # Batches were dealt out like cards.
+        dealt = zip_longest(*map(json.loads, shares), fillvalue=[])
+        found = (batch for batches in dealt for batch in batches)
+    entries = [entry for batch in found for entry in batch]
+    detections = [entry for entry in entries if entry is not None]
+    return detections, len(entries) - len(detections)
 
 
 def evaluate(func, split, mode='single', scales=None, limit=0, found=None):
     """COCO AP of a Predictor on a split: figures by name, summary, COCOeval, and the detections.
 
+    figures['unread'] counts the photos, if any, that cannot be read.
     split: an annotations.Split; limit: only its first photos, 0 for all. found: see `predict`. All
     ranks take part, rank 0 has the result, and the others get nothing. Raises UserError.
     """
     split = split.select(slice(limit or None))
-    detections = predict(func, split, mode, scales, found)
+    detections, unread = predict(func, split, mode, scales, found)
     if dist.rank() > 0:
         return {}, '', None, detections
-    return *coco_scores(split, detections), detections
+    figures, text, evaluation = coco_scores(split, detections)
+    return figures | ({'unread': unread} if unread else {}), text, evaluation, detections
 
 
 def parse_scales(text):
@@ -288,12 +298,16 @@ def main():
         provider = importlib.import_module(func.config['data_provider'])
         split = provider.init(func.config, train=False)['valid_split']
     labelled = split.count_people().any()
+    if labelled and dist.rank() == 0:
+        print('\n'.join(describe(split)), end='\n' * bool(describe(split)))
     split = split.select(slice(args.limit or None))
     run.folder.mkdir(parents=True, exist_ok=True)  # weights in models/ have none
     found = open_lines(run, func, split, args)
-    (measure if labelled else submit)(func, split, run, args, settings, found)
+    unread = (measure if labelled else submit)(func, split, run, args, settings, found)
     found.remove()
-    return 0
+    if unread:
+        print(f'{unread} photos could not be read, see the warnings', file=sys.stderr)
+    return 1 if unread else 0
 
 
 def open_lines(run, func, split, args):
@@ -314,14 +328,15 @@ def open_lines(run, func, split, args):
 
 def submit(func, split, run, args, settings, found):
     """Evaluates photos without labels: what COCO's server takes, in the folder of the run."""
-    detections = predict(func, split, args.mode, args.scales, found)
+    detections, unread = predict(func, split, args.mode, args.scales, found)
     if dist.rank() > 0:
-        return
+        return 0
     path, archive = write_submission(run.folder, run.name, split, detections)
     print(
         f'{split.file} has no labels, so there is no AP: {len(detections)} people in {len(split)} '
         f'photos are in {path} and, to be uploaded, in {archive.name} beside it'
     )
+    return unread
 
 
 def measure(func, split, run, args, settings, found):
@@ -330,7 +345,7 @@ def measure(func, split, run, args, settings, found):
         func, split, args.mode, args.scales, found=found
     )
     if dist.rank() > 0:
-        return
+        return 0
     print(text, end='')
     write_json(run.folder / 'dt.json', detections, indent=None)
     name = 'scales ' + ','.join(f'{s:g}' for s in args.scales) if args.scales else args.mode
@@ -343,6 +358,7 @@ def measure(func, split, run, args, settings, found):
         sure = func.config['test']['detection_val']
         write_pictures(run.folder / 'vis', split, evaluation, detections, pictures, sure)
         print(f'{run.folder}/vis: predictions beside the truth, the worst and the best first')
+    return figures.get('unread', 0)
 
 
 if __name__ == '__main__':

@@ -21,9 +21,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data.coco_pose import ref
+from data.coco_pose import ref, splits
 from data.coco_pose.photo import read_photo
-from data.coco_pose.splits import trains_on_valid
 from test import Predictor, aggregate, evaluate, group
 from utils import dist
 from utils.checkpoint import check_plain, read_checkpoint
@@ -193,7 +192,10 @@ def measure_ap(network, config, split):
     figures, *_ = evaluate(func, split)
     pictures = {}
     for number, image_id in enumerate(split.ids[: PICTURES if dist.rank() == 0 else 0]):
-        photo = read_photo(split.path(number), split.sizes[number])
+        try:
+            photo = read_photo(split.path(number), split.sizes[number])
+        except UserError:  # which evaluate has said
+            continue
         det, tag, matrix = aggregate(photo, func, settings['scales']['single'])
         people, scores = group(det, tag, matrix, settings | {'refine': False}, joints.order)
         pictures[f'predictions/{image_id}'] = draw_prediction(
@@ -284,13 +286,15 @@ def prepare(args):
     workers = worker_count(config['train']['num_workers'])
     notes = (
         describe(run, config, network, loaders, workers, precision),
-        ref.describe(ref.get_joints(config['data'])),
-        'note: AP will be that on the training photos' * trains_on_valid(config['data']),
+        *ref.describe(config['data']),
+        *splits.describe(loaders['train'].dataset.split),
+        *splits.describe(loaders['valid_split']),
+        'note: AP will be that on the training photos' * splits.trains_on_valid(config['data']),
         f'continuing at step {state.step}, epoch {state.epoch + 1}' * (state.step > 0),
         f'starts with the weights of {init}' * bool(init),
         f'note: of other channels, thus new: {", ".join(new_layers)}' * bool(new_layers),
     )
-    report.say('\n'.join(filter(None, notes)))
+    report.say('\n'.join(dict.fromkeys(filter(None, notes))))
     return model, loaders, state, report
 
 

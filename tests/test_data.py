@@ -2,6 +2,7 @@
 
 import colorsys
 import json
+import shutil
 from itertools import islice
 
 import cv2
@@ -22,6 +23,7 @@ from utils.regions import draw_mask, pack
 # Ranges of an augmentation that changes nothing.
 NEUTRAL = {
     'rotation': 0.0,
+    'aim': 0.0,
     'scale': [1.0, 1.0],
     'shift': 0.0,
     'mirror': 0.0,
@@ -408,6 +410,7 @@ def test_another_file_validates_as_a_whole(make_coco, configure):
     """Its images leave training where they are in both files, and the published ids stay."""
     coco = make_coco(people=(1, 1, 1), valid=(1, 1))
     other = make_coco(name='other', split='val2017', people=(1, 0, 1), valid=(), first_id=900003)
+    shutil.copy(coco.path(900003), other.path(900003))  # the same photo in another folder
     config = configure(*coco.settings, f'data.valid_annotations={other.annotations}',
                        f'data.valid_images={other.images}')  # fmt: skip
     loaders = init(config)
@@ -535,20 +538,21 @@ def test_training_ends_where_no_photo_can_be_read(make_coco, configure):
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_evaluation_refuses_a_truncated_photo(make_coco, configure, workers):
-    """With its name in one line, also from a worker."""
+def test_evaluation_counts_a_truncated_photo(make_coco, configure, workers, capsys):
+    """It has no detections, and is named in one line, also from a worker."""
     coco = make_coco(valid=(1, 1))
     path = coco.path(coco.valid_ids[1])
     path.write_bytes(path.read_bytes()[:-200])
     config = configure(*coco.settings, f'test.num_workers={workers}')
 
     def func(images):
-        return [torch.zeros(len(images), 1, 34, 16, 16)]
+        return [torch.ones(len(images), 1, 34, 16, 16)]
 
     func.config = config
-    with pytest.raises(UserError) as error:
-        evaluate(func, init(config)['valid_split'])
-    assert str(path) in str(error.value) and '\n' not in str(error.value)
+    figures, *_, detections = evaluate(func, init(config)['valid_split'])
+    assert figures['unread'] == 1 and {d['image_id'] for d in detections} == {coco.valid_ids[0]}
+    warnings = [line for line in capsys.readouterr().err.splitlines() if 'warning' in line]
+    assert len(warnings) == 1 and str(path) in warnings[0]
 
 
 def test_a_photo_of_another_size_is_refused(make_coco, configure):

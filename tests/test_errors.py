@@ -100,15 +100,37 @@ def test_a_missing_photo(coco, train_refused, refused, run1):
 
 
 @pytest.mark.parametrize('share', [0, 0.1, 0.6, 0.98])
-def test_a_truncated_photo_in_evaluation(coco, refused, run1, share):
+def test_a_truncated_photo_in_evaluation(coco, call_script, run1, work, share):
+    """It counts as one without detections, and is named."""
     path = coco.path(coco.valid_ids[1])
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    refused('test.py', '-c', 'run1', names=[path])
+    check_unread(call_script('test.py', '-c', 'run1'), path, work)
 
 
-def test_a_photo_that_is_none(coco, refused, run1):
-    coco.path(coco.valid_ids[0]).write_text('<html>404</html>')
-    refused('test.py', '-c', 'run1', names=[coco.path(coco.valid_ids[0])])
+def test_a_photo_that_is_none(coco, call_script, run1, work):
+    path = coco.path(coco.valid_ids[0])
+    path.write_text('<html>404</html>')
+    check_unread(call_script('test.py', '-c', 'run1'), path, work)
+
+
+def check_unread(done, path, work):
+    assert done.returncode == 1 and done.stdout.count(' @[ IoU=') == 10
+    first, last = done.stderr.splitlines()
+    assert first.startswith(f'warning: photo {path} ') and first.endswith('has no detections')
+    assert last == '1 photos could not be read, see the warnings'
+    results = json.loads((work / 'exp/run1/results.json').read_text())
+    assert results['single']['unread'] == 1 and results['single']['photos'] > 1
+    detections = json.loads((work / 'exp/run1/dt.json').read_text())
+    assert int(path.stem) not in {detection['image_id'] for detection in detections}
+
+
+def test_a_photo_breaks_before_an_ap_within_training(coco, call_script, tiny, work):
+    path = coco.path(coco.valid_ids[1])
+    path.write_bytes(path.read_bytes()[:200])
+    ap = 'train.eval_epochs=1'
+    done = call_script('train.py', '-e', 'new', '--set', *coco.settings, *tiny, ap)
+    assert done.returncode == 0 and str(path) in done.stderr
+    assert json.loads((work / 'exp/new/metrics.jsonl').read_text())['unread'] == 1
 
 
 @pytest.mark.parametrize(
@@ -162,7 +184,7 @@ def test_annotations_of_another_form(coco, train_refused, change):
 
 def test_validation_ids_that_are_nowhere(make_coco, tiny, refused, run1):
     coco = make_coco(name='others', people=(1, 1), valid=())
-    words = [coco.annotations, 'valid_id', 'data.valid_annotations']
+    words = [coco.annotations, 'validation photos of COCO', 'data.valid_annotations']
     refused('train.py', '-e', 'new', '--set', *coco.settings, *tiny, names=words)
     refused('test.py', '-c', 'run1', '--set', *coco.settings, names=words)
 
@@ -402,13 +424,11 @@ def test_a_broken_config(refused, run1, content):
 
 
 def test_the_commands_themselves(run_script, run1, coco, work, tiny):
-    """Exit code and output as a shell sees them; the photo is read by a worker process."""
-    path = coco.path(coco.valid_ids[0])
-    path.write_bytes(path.read_bytes()[:-100])
+    """Exit code and output as a shell sees them."""
     before = files(work)
     for command, name in (
         (('train.py', '-e', 'new', '--set', *tiny), 'person_keypoints_train2014.json'),
-        (('test.py', '-c', 'run1', '--set', 'test.num_workers=1'), path.name),
+        (('test.py', '-c', 'run2'), 'exp/run2 has no checkpoint.pth.tar'),
     ):
         done = run_script(*command, cwd=work)
         assert done.returncode == 2 and done.stdout == ''

@@ -100,17 +100,18 @@ def test_what_the_config_does_not_say():
     assert joints.sigmas[:2] == ref.COCO.sigmas[5:7]  # shoulders
     assert joints.sigmas[12:] == (0.05, 0.05)  # head and neck
     assert joints.skeleton == () and joints.order == tuple(range(len(CROWDPOSE)))
-    text = ref.describe(joints)
+    text = '\n'.join(ref.describe(settings_of(joints=CROWDPOSE)))
     assert 'no OKS sigma for head, neck' in text and 'left_hip/right_hip' in text
-    assert ref.describe(ref.COCO) == ''
+    assert ref.describe(settings_of()) == []
 
 
 def test_what_the_config_says():
     lists = {'skeleton': [[0, 2]], 'flip_pairs': [[0, 2]], 'sigmas': [0.1, 0.2, 0.3]}
-    joints = ref.get_joints(settings_of(joints=['a', 'b', 'c'], joint_order=[2, 0, 1], **lists))
+    settings = settings_of(joints=['a', 'b', 'c'], joint_order=[2, 0, 1], **lists)
+    joints = ref.get_joints(settings)
     wanted = ref.Joints(('a', 'b', 'c'), (2, 1, 0), ((0, 2),), (0.1, 0.2, 0.3), (2, 0, 1))
     assert joints == wanted
-    assert 'note' not in ref.describe(joints)
+    assert 'note' not in ''.join(ref.describe(settings))
 
 
 @pytest.mark.parametrize('task', [pose, quickstart])
@@ -450,7 +451,8 @@ def numbers(source):
 
 # Where COCO's joints and the configs of networks for them stand. PoseNet's signature is that of
 # the method: its default is the network of the published weights.
-TABLES = ('data/coco_pose/ref.py', 'task/pose.py', 'task/quickstart.py', 'models/posenet.py')
+CONFIGS = ('task/pose.py', 'task/quickstart.py', 'task/small.py')
+TABLES = ('data/coco_pose/ref.py', 'models/posenet.py', *CONFIGS)
 
 
 @pytest.mark.parametrize('source', [source for source in SOURCES if source not in TABLES])

@@ -1,5 +1,6 @@
 """A COCO annotation file as flat arrays: a Split, the part of its photos that one phase uses."""
 
+import contextlib
 import functools
 import json
 import re
@@ -11,12 +12,14 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 from msgspec import Meta, Raw
+from pycocotools import mask as rle_mask
 
 from data.coco_pose import ref
 from utils import dist
 from utils.errors import UserError
 from utils.regions import FAR, Number, Region, Side, pack
 
+LEAST_AREA = 32  # pixels; a smaller person has no joints that anybody could label
 LARGE = 20_000_000  # bytes of a file whose reading is announced
 # A path that stays in its folder, and that the system can have: neither absolute nor with '..'.
 INSIDE = re.compile(r'(?![/\\]|\w:|(.*[/\\])?\.\.([/\\]|$))[^\0\ud800-\udfff]+', re.DOTALL)
@@ -24,7 +27,6 @@ INSIDE = re.compile(r'(?![/\\]|\w:|(.*[/\\])?\.\.([/\\]|$))[^\0\ud800-\udfff]+',
 EXPORT = 'export the file again as COCO keypoints'
 
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-Length = Annotated[float, Meta(ge=0, lt=FAR)]
 
 
 # The fields that are read, and what they must be. All others are skipped while a file is parsed.
@@ -35,6 +37,7 @@ class ImageEntry(msgspec.Struct, gc=False):
     width: Side | None = None
 
     def __post_init__(self):
+        self.file_name = self.file_name.replace('\\', '/')  # as Windows writes paths
         if not INSIDE.fullmatch(self.file_name):
             raise ValueError(f'file_name is {self.file_name!r:.80}: expected a path inside images')
 
@@ -42,13 +45,27 @@ class ImageEntry(msgspec.Struct, gc=False):
 class AnnotationEntry(msgspec.Struct, gc=False):
     image_id: Whole
     category_id: Whole | None = None
-    keypoints: list[Number] | None = None  # of each joint x, y, and 0 if it is not labelled
-    iscrowd: bool | None = False
-    bbox: tuple[Number, Number, Length, Length] | None = None  # x, y, width, height
+    keypoints: list[Number | None] | None = None  # of each joint x, y, and 0 if it is not labelled
+    iscrowd: bool | float | None = False
+    bbox: list[Number | None] | None = None  # x, y, width, height
     area: Annotated[float, Meta(ge=0, lt=FAR**2)] | None = None
 
+    def __post_init__(self):
+        joints = self.keypoints or []
+        if None in joints:  # which other tools write for a joint without a label
+            triples = zip(joints[::3], joints[1::3], joints[2::3], strict=False)
+            if any(v and None in (x, y) for x, y, v in triples):
+                raise ValueError('keypoints: expected numbers for a labelled joint, found null')
+            self.keypoints = [value or 0 for value in joints]
+        if not any(self.bbox or ()):
+            self.bbox = None
+        if self.bbox and (len(self.bbox) != 4 or None in self.bbox or min(self.bbox[2:]) < 0):
+            raise ValueError(f'bbox: expected x, y, width, height, found {self.bbox}')
+        if self.iscrowd not in (None, 0, 1):
+            raise ValueError(f'iscrowd: expected 0 or 1, found {self.iscrowd}')
 
-class CrowdEntry(msgspec.Struct):
+
+class RegionEntry(msgspec.Struct):
     segmentation: Region | None = None
 
 
@@ -97,6 +114,8 @@ class Split:
     areas: np.ndarray  # (A,)
     is_crowd: np.ndarray  # (A,)
     regions: dict  # crowds' compressed run lengths by annotation
+    estimated: int = 0  # how many areas of people are estimates
+    excluded: int = 0  # photos left out of training since they are validated on
     joints: ref.Joints = ref.COCO
     folder: Path = Path()
 
@@ -141,7 +160,7 @@ class Reader:
         self.others = {c.id for c in categories if named and not c.keypoints} - {None}
         self.values = 3 * len(named[0].keypoints) if named else 0  # of a person's keypoints
         self.places, self.names, self.sizes, self.regions = {}, [], [], {}
-        self.keypoints = array('d')
+        self.keypoints, self.estimated = array('d'), 0
         self.table = array('d')  # place of the photo, is crowd, has keypoints, area, box
 
     def add_image(self, entry, raw):
@@ -164,11 +183,13 @@ class Reader:
             raise ValueError('expected 0, 1 or 2 as the third of the keypoint values of a joint')
         place = self.places.get(entry.image_id, -1)
         if entry.iscrowd and place >= 0:
-            region = msgspec.json.decode(raw, type=CrowdEntry, strict=False).segmentation
-            self.regions |= (
-                {len(self.table) // 8: pack(region, self.sizes[place])} if region else {}
-            )
-        area = box[2] * box[3] if entry.area is None else entry.area
+            region = msgspec.json.decode(raw, type=RegionEntry, strict=False).segmentation
+            if region:
+                self.regions[len(self.table) // 8] = pack(region, self.sizes[place])
+        area = entry.area or 0
+        if any(keypoints[2::3]) and not entry.iscrowd:
+            area = plausible_area(entry, raw, self.sizes[place] if place >= 0 else (0, 0))
+            self.estimated += area != entry.area
         self.table.extend((place, entry.iscrowd or 0, len(keypoints) > 0, area, *box))
         self.keypoints.extend(keypoints)
 
@@ -193,7 +214,30 @@ class Reader:
             areas=table[:, 3].copy(),
             is_crowd=table[:, 1] > 0,
             regions=self.regions,
+            estimated=self.estimated,
         )
+
+
+def plausible_area(entry, raw, size):
+    """A person's area in pixels, which OKS depends on: estimated if it is missing or cannot be.
+
+    People of COCO cover 0.53 of their box, and no more than that of the box of their joints.
+    """
+    k = entry.keypoints
+    seen = [(x, y) for x, y, v in zip(k[::3], k[1::3], k[2::3], strict=True) if v]
+    width, height = (max(values) - min(values) for values in zip(*seen, strict=True))
+    least = max(LEAST_AREA, width * height / 100)
+    if entry.area is not None and entry.area > least:
+        return entry.area
+    estimates = []
+    with contextlib.suppress(msgspec.DecodeError, ValueError):
+        region = msgspec.json.decode(raw, type=RegionEntry, strict=False).segmentation
+        estimates.append(rle_mask.area(pack(region, list(size))) if region else 0)
+    estimates += [
+        0.53 * box_width * box_height
+        for box_width, box_height in ((entry.bbox or (0, 0, 0, 0))[2:], (width, height))
+    ]
+    return float(next((area for area in estimates if area > least), entry.area or 0))
 
 
 def explain(error):

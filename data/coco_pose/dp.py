@@ -156,8 +156,12 @@ class PhotoInputs(torch.utils.data.Dataset):
         return len(self.split)
 
     def read(self, number):
-        """A photo of the split."""
-        return read_photo(self.split.path(number), self.split.sizes[number])
+        """A photo of the split and '', or a black one and why it cannot be read."""
+        size = self.split.sizes[number]
+        try:
+            return read_photo(self.split.path(number), size), ''
+        except UserError as error:
+            return np.zeros((*size.clip(1), 3), np.uint8), str(error)
 
     def batches(self, size):
         """Photo numbers in batches of equal input size."""
@@ -166,26 +170,22 @@ class PhotoInputs(torch.utils.data.Dataset):
             if self.config['test']['square']:  # which fits photos of any size
                 shape = 1, 1
             elif not all(shape):  # the file does not say
-                shape = self.read(i).shape[:2]
+                shape = self.read(i)[0].shape[:2]
             frames = input_frames(*shape, self.config, self.scales)
             groups.setdefault(frames[0][0], []).append(i)
         return [same[i : i + size] for same in groups.values() for i in range(0, len(same), size)]
 
     def __getitem__(self, index):
-        photo = self.read(index)
+        photo, problem = self.read(index)
         frames = input_frames(*photo.shape[:2], self.config, self.scales)
-        return (
-            index,
-            photo.shape[:2],
-            frames,
-            [torch.from_numpy(warp(photo, matrix, res)) for res, matrix in frames],
-        )
+        inputs = [torch.from_numpy(warp(photo, matrix, res)) for res, matrix in frames]
+        return index, photo.shape[:2], frames, problem, inputs
 
     @staticmethod
     def collate(samples):
-        """Photos of equal input size: numbers, sizes, frames, and per scale a (B, H, W, 3)."""
-        numbers, sizes, frames, inputs = zip(*samples, strict=True)
-        return numbers, sizes, frames, [torch.stack(same) for same in zip(*inputs, strict=True)]
+        """Numbers, sizes, frames, problems of photos, and of each scale inputs (B, H, W, 3)."""
+        *others, inputs = zip(*samples, strict=True)
+        return *others, [torch.stack(same) for same in zip(*inputs, strict=True)]
 
 
 def prepare(config, made_for=None):

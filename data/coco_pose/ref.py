@@ -158,18 +158,32 @@ def swap_stuck_side(name):
     return re.sub('^(left|right|l|r)|(left|right)$', lambda m: sides[m[0]], name.lower(), count=1)
 
 
-def describe(joints):
-    """What a run says about joints that are not COCO's, as lines; '' for COCO's."""
+def lacks_pairs(settings):
+    """Whether most joints of a config's 'data' have no mirror pair, and none is declared."""
+    flip = get_joints(settings).flip
+    single = sum(k == m for k, m in enumerate(flip))
+    return not settings['flip_pairs'] and single > max(3, len(flip) / 2)
+
+
+def describe(settings):
+    """What a run says about joints, of a config's 'data', that are not COCO's, as lines."""
+    joints = get_joints(settings)
     if joints.names == COCO.names:
-        return ''
+        return []
     names = joints.names
     pairs = [f'{names[k]}/{names[m]}' for k, m in enumerate(joints.flip) if k < m]
-    text = f'joints: {", ".join(names)}; mirrored: {", ".join(pairs) or "none"}'
+    text = [f'joints: {", ".join(names)}; mirrored: {", ".join(pairs) or "none"}']
     sigmas = zip(names, joints.sigmas, strict=True)
     guessed = [n for n, sigma in sigmas if n not in COCO.names and sigma == UNKNOWN_SIGMA]
+    if lacks_pairs(settings):
+        text.append(
+            'note: the names of the joints do not say left and right, so photos are not mirrored; '
+            'set data.flip_pairs to the pairs that a mirrored photo swaps, such as [[1,2],[3,4]], '
+            'or to [[0,0]] if there are none, with augmentation.mirror=0.5 test.mirror=True'
+        )
     if guessed:
-        text += (
-            f'\nnote: COCO has no OKS sigma for {", ".join(guessed)}: {UNKNOWN_SIGMA} is assumed, '
+        text.append(
+            f'note: COCO has no OKS sigma for {", ".join(guessed)}: {UNKNOWN_SIGMA} is assumed, '
             'which AP depends on; set data.sigmas if you know better'
         )
     return text
@@ -220,4 +234,8 @@ def fill_in(config, category, file, made_for=None):
         'joint_order': list(joints.order or ()),
     }
     channels = config['model']['oup_dim'] * len(joints.names) // made_for
-    return config | {'data': settings, 'model': config['model'] | {'oup_dim': channels}}
+    config = config | {'data': settings, 'model': config['model'] | {'oup_dim': channels}}
+    if lacks_pairs(settings):  # a mirrored photo would teach that left is right
+        config['augmentation'] = config['augmentation'] | {'mirror': 0.0}
+        config['test'] = config['test'] | {'mirror': False}
+    return config

@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from data.coco_pose.photo import read_photo
 from utils.draw import beside, draw_people, save_picture
+from utils.errors import UserError
 
 STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
 VISIBLE = 0.1  # score of the people that pictures show
@@ -104,7 +105,11 @@ def write_pictures(folder, split, evaluation, detections, count, sure):
         old.unlink()
     skeleton, K = split.joints.skeleton, len(split.joints.names)
     for rank, (kind, number) in enumerate(order, 1):
-        photo, image_id = read_photo(split.path(number)), split.ids[number]
+        image_id = split.ids[number]
+        try:
+            photo = read_photo(split.path(number))
+        except UserError:  # which has been said
+            continue
         found = [d for d in detections if d['image_id'] == image_id and d['score'] > VISIBLE]
         seen = np.array([d['keypoints'] for d in found], float).reshape(-1, K, 3)
         seen[..., 2] *= seen[..., 2] > sure  # what refine guessed was not seen

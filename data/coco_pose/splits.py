@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -22,29 +23,39 @@ def find_folder(file, images, names=()):
     """The folder that holds the photos of an annotation file: one within `images`, or itself.
 
     Both published layouts fit, train2014/COCO_train2014_*.jpg and train2017/*.jpg in `images`.
-    Raises UserError where the file or such a folder is missing, or any of `names` in it.
+    Raises UserError where the file or such a folder is missing.
     """
     if not os.path.isfile(ref.find_path(file)):
         read_file(file)  # which says so
     tried = [ref.find_path(images) / Path(file).stem.split('_')[-1], ref.find_path(images)]
-    folders = [f for f in tried if any(os.path.exists(f / name) for name in names[:100] or ['.'])]
-    if not folders:
-        tried = [folder / ''.join(names[:1]) for folder in tried]
-        raise UserError(
-            f'no photos of {file}: tried {", ".join(map(str, tried))}; edit IMAGES in '
-            'data/coco_pose/ref.py, or pass --set data.images=... (beside --annotations: --images)'
-        )
+    for folder in tried:
+        for name in names[:100] or ['.']:
+            if any(os.path.exists(folder / normalize(form, name)) for form in ('NFC', 'NFD')):
+                return folder
+    tried = ', '.join(str(folder / ''.join(names[:1])) for folder in tried)
+    raise UserError(
+        f'no photos of {file}: tried {tried}; edit IMAGES in data/coco_pose/ref.py, or pass '
+        '--set data.images=... (beside --annotations: --images)'
+    )
+
+
+def find_names(file, folder, names):
+    """The photos' names as the disk has them, whatever form of Unicode. UserError if any lacks."""
     # One listing is far quicker than asking for 100,000 files one at a time.
     paths = [os.path.normpath(name) for name in names]
     parents = {os.path.dirname(path) for path in paths}
-    parents = [parent for parent in parents if os.path.isdir(folders[0] / parent)]
-    listed = {os.path.join(p, name) for p in parents for name in os.listdir(folders[0] / p)}
-    if missing := [path for path in paths if path not in listed]:
+    parents = [parent for parent in parents if os.path.isdir(folder / parent)]
+    listed = {os.path.join(p, name) for p in parents for name in os.listdir(folder / p)}
+    if not listed.issuperset(paths):
+        forms = {normalize('NFC', path): path for path in listed}
+        paths = [path if path in listed else forms.get(normalize('NFC', path)) for path in paths]
+    if None in paths:
+        missing = [name for name, path in zip(names, paths, strict=True) if path is None]
         raise UserError(
-            f'{len(missing)} of {len(names)} photos of {file} are missing in {folders[0]}: '
+            f'{len(missing)} of {len(names)} photos of {file} are missing in {folder}: '
             f'{", ".join(missing[:3])}{", ..." if len(missing) > 3 else ""}; download them again'
         )
-    return folders[0]
+    return paths
 
 
 def open_file(file, images, joints, choose=lambda split: np.arange(len(split))):
@@ -62,9 +73,16 @@ def open_file(file, images, joints, choose=lambda split: np.arange(len(split))):
         raise UserError(f'{file}: expected {3 * wanted} keypoint values of a person, found {3 * K}')
     if len(whole) == 0:
         raise UserError(f'{file} lists no images: choose another')
-    split = whole.select(choose(whole))
-    folder = find_folder(file, images, split.names.tolist())
-    return replace(split, joints=joints, folder=folder)
+    folder = find_folder(file, images, whole.names.tolist())
+    split = replace(whole, joints=joints, folder=folder)
+    split = split.select(choose(split))
+    names = find_names(file, folder, split.names.tolist())
+    return replace(split, names=np.array(names, np.dtypes.StringDType()))
+
+
+def is_coco(split, number):
+    """Whether a photo is one of COCO's, whose names hold their ids."""
+    return f'{split.ids[number]:012d}.' in split.names[number]
 
 
 def open_valid(settings):
@@ -78,11 +96,12 @@ def open_valid(settings):
         places = dict(zip(whole.ids.tolist(), range(len(whole)), strict=True))
         wanted = [int(line) for line in ref.VALID_IDS.read_text('utf-8').split()]
         numbers = [places[image_id] for image_id in wanted if image_id in places]
+        numbers = [n for n in numbers if is_coco(whole, n)]  # others may number their photos alike
         if not numbers:
             raise UserError(
-                f'none of the {len(wanted)} validation ids of {ref.VALID_IDS.name} is in {file}: '
-                'use the train2014 or train2017 file, or name a validation file with '
-                'data.valid_annotations'
+                f'none of the {len(wanted)} validation photos of COCO is in {file}: set '
+                'data.valid_annotations to a file of photos to validate on, or use the train2014 '
+                'or train2017 file'
             )
         return numbers
 
@@ -93,26 +112,77 @@ def open_valid(settings):
 def open_splits(settings):
     """The training and the validation split, which never overlap. Raises UserError.
 
-    Training uses the images with labelled people that are not in the validation split. Only where
-    the config names one and the same file for both are they both the whole file: that is how to
-    see whether a network can learn a few photos by heart.
+    Training uses the images with labelled people that are not in the validation split: an id
+    names a photo only within its own file, so that photos are compared by where they lie. Only
+    where the config names one and the same file for both are they both the whole file: that is how
+    to see whether a network can learn a few photos by heart.
     """
     (file, images), valid_source = sources(settings)
     find_folder(*valid_source)
     find_folder(file, images)
     valid = open_valid(settings)
-    excluded = [] if trains_on_valid(settings) else valid.ids
+    numbers = [] if trains_on_valid(settings) else range(len(valid))
+    paths = {os.path.realpath(valid.path(n)) for n in numbers}
+    names = {os.path.basename(path) for path in paths}
+    # COCO's photos keep their ids and bytes where they are published again, as those of val2014.
+    coco_sizes = {
+        valid.ids[n]: os.path.getsize(valid.path(n)) for n in numbers if is_coco(valid, n)
+    }
+
+    def is_validated(whole, n):
+        path = whole.path(n)
+        if whole.ids[n] in coco_sizes and is_coco(whole, n) and path.is_file():
+            return os.path.getsize(path) == coco_sizes[whole.ids[n]]
+        return path.name in names and os.path.realpath(path) in paths
 
     def choose(whole):
-        numbers = np.flatnonzero((whole.count_people() > 0) & ~np.isin(whole.ids, excluded))
-        if len(numbers) == 0:
+        people = whole.count_people() > 0
+        if not people.any():
             raise UserError(
-                f'{file} leaves no image to train on: {len(whole)} images, of which '
-                f'{len(excluded)} are for validation and the others have no labelled people'
+                f'{file} has no labelled people to train on'
+                + ': all of its annotations have iscrowd 1, which marks crowds; set it to 0 for '
+                'single people' * bool(len(whole.is_crowd) and whole.is_crowd.all())
             )
-        return numbers
+        known = np.array([labelled and is_validated(whole, n) for n, labelled in enumerate(people)])
+        if known.sum() == people.sum():
+            raise UserError(
+                f'{file} leaves no image to train on: all {people.sum()} images with labelled '
+                'people are for validation'
+            )
+        # Those that the file itself names for validation are left out as a matter of course.
+        whole.excluded = int(known.sum()) if settings['valid_annotations'] else 0
+        return np.flatnonzero(people & ~known)
 
     return open_file(file, images, ref.get_joints(settings), choose), valid
+
+
+def describe(split):
+    """What a run says about the annotations of a split, as lines."""
+    rows = np.concatenate([split.people(number) for number in range(len(split))])
+    sizes = np.repeat(split.sizes[:, ::-1], split.count_people(), axis=0)[:, None]  # width, height
+    points, seen = split.keypoints[rows][..., :2], split.keypoints[rows][..., 2] > 0
+    outside = ((points < 0) | (points > np.where(sizes > 0, sizes, np.inf))).any(-1)
+    notes = []
+    if split.excluded:
+        notes.append(f'{split.excluded} photos are validated on, and left out of training')
+    if split.estimated:
+        notes.append(
+            f'{split.estimated} people have no plausible area, which AP depends on: it is estimated'
+            ' from their segmentation or box'
+        )
+    if seen.any() and abs(points[seen]).max() <= 1:
+        notes.append(
+            'all joints lie between 0 and 1: expected pixels; multiply x by the width of the photo '
+            'and y by its height'
+        )
+    elif (
+        seen.sum() > len(rows)
+        and (np.ptp(np.where(seen[..., None], points, points[:, :1]), 1) == 0).all()
+    ):
+        notes.append("all of a person's joints lie on one pixel")
+    elif outside[seen].mean() > 0.5:
+        notes.append(f'{outside[seen].mean():.0%} of the joints lie outside of their photos')
+    return [f'note: {split.file}: {note}' for note in notes]
 
 
 def trains_on_valid(settings):

@@ -1,0 +1,242 @@
+"""Annotations as other tools write them: read as what they mean, or noted, or refused by name."""
+
+import json
+import shutil
+import unicodedata
+
+import numpy as np
+import pytest
+
+from data.coco_pose import dp, ref
+from data.coco_pose.splits import describe, open_splits
+from utils.errors import UserError
+
+
+@pytest.fixture
+def opened(make_coco, configure):
+    """opened(change): training and validation split after change(content) of a small COCO file."""
+    coco = make_coco(people=(1, 2), valid=(1,), size=(160, 200))
+
+    def open_changed(change=lambda content: None, *settings):
+        content = json.loads(json.dumps(coco.content))
+        change(content)
+        coco.annotations.write_text(json.dumps(content, allow_nan=True))
+        config = configure(*coco.settings, *settings)
+        return open_splits(dp.prepare(config)['data'])
+
+    open_changed.coco = coco
+    return open_changed
+
+
+def each(**fields):
+    """A change: these fields in every annotation; a function gets the annotation."""
+
+    def change(content):
+        for entry in content['annotations']:
+            entry |= {k: v(entry) if callable(v) else v for k, v in fields.items()}
+
+    return change
+
+
+def square(entry):
+    x, y, width, height = entry['bbox']
+    return [[x, y, x + width / 2, y, x + width / 2, y + height, x, y + height]]
+
+
+@pytest.mark.parametrize('area', [0, 1, 32, None, 'absent', 2.0])
+@pytest.mark.parametrize('source', ['segmentation', 'box', 'joints'])
+def test_an_area_that_cannot_be_is_estimated(opened, area, source):
+    def change(content):
+        for entry in content['annotations']:
+            entry['area'] = area
+            entry['segmentation'] = square(entry) if source == 'segmentation' else []
+            if source == 'joints':
+                entry.pop('bbox')
+            if area == 'absent':
+                entry.pop('area')
+
+    split, _ = opened(change)
+    for number in range(len(split)):
+        for row in split.people(number):
+            points = split.keypoints[row][split.keypoints[row][:, 2] > 0, :2]
+            sides = np.ptp(points, axis=0) if source == 'joints' else split.boxes[row][2:]
+            share = {'segmentation': 0.5, 'box': 0.53, 'joints': 0.53}[source]
+            assert split.areas[row] == pytest.approx(share * sides.prod(), rel=0.05)
+    (note,) = describe(split)
+    assert note.startswith(
+        f'note: {split.file}: 4 people have no plausible area, which AP depends on'
+    )
+
+
+def test_areas_that_can_be_stay(opened):
+    split, _ = opened(each(area=33.0, bbox=[0, 0, 8, 8], keypoints=[5, 5, 2, 9, 9, 2] + [0] * 45))
+    assert set(split.areas) == {33.0} and split.estimated == 0 and describe(split) == []
+    # A hundredth of the box of the joints is too little.
+    split, _ = opened(each(area=33.0, keypoints=[0, 0, 2, 100, 100, 2] + [0] * 45, bbox=None,
+                             segmentation=[]))  # fmt: skip
+    assert set(split.areas) == {5300.0} and split.estimated == 4
+
+
+@pytest.mark.parametrize('change, value', [
+    (each(bbox=[]), 0), (each(bbox=None), 0), (each(iscrowd=0.0), 0), (each(iscrowd='0'), 0),
+    (each(iscrowd=None), 0), (each(id=None, segmentation=None), 0),
+    (lambda content: content['images'][0].update(width='200', height=160.0), 0),
+    (lambda content: content['images'][0].update(width=None, height=None), 0),
+    (lambda content: [e.update(image_id=float(e['image_id'])) for e in content['annotations']], 0),
+    (lambda content: content['annotations'].append({'image_id': 900001, 'keypoints': []}), 1),
+    (lambda content: content['annotations'].append({'image_id': 900001, 'bbox': [1, 1, 5, 5]}), 1),
+    (lambda content: content['annotations'].append({'image_id': 900001, 'iscrowd': 1}), 1),
+])  # fmt: skip
+def test_harmless_forms_are_read_as_what_they_mean(opened, change, value):
+    plain, _ = opened()
+    split, _ = opened(change)
+    assert split.ids.tolist() == plain.ids.tolist()
+    for number in range(len(plain)):
+        assert len(split.people(number)) == len(plain.people(number))
+        for a, b in zip(split.people(number), plain.people(number), strict=True):
+            np.testing.assert_array_equal(split.keypoints[a], plain.keypoints[b])
+    assert len(split.keypoints) == len(plain.keypoints) + value
+
+
+@pytest.mark.parametrize('nothing', [None, float('nan')])
+def test_nothing_where_a_joint_has_no_label(opened, nothing):
+    def change(content, v=0):
+        for entry in content['annotations']:
+            entry['keypoints'][9:12] = [nothing, nothing, v]
+
+    split, _ = opened(change)
+    assert not split.keypoints[:, 3].any() and split.keypoints[:, 4].any()
+    with pytest.raises(UserError, match='entry 0 of annotations: .*labelled joint, found null'):
+        opened(lambda content: change(content, v=2))
+
+
+def test_a_byte_order_mark(opened):
+    plain, _ = opened()
+    path = opened.coco.annotations
+    path.write_text('\ufeff' + path.read_text(), encoding='utf-8')
+    split, _ = open_splits({**ref_settings(opened.coco)})
+    assert split.ids.tolist() == plain.ids.tolist()
+
+
+def ref_settings(coco):
+    empty = {'joints': [], 'skeleton': [], 'flip_pairs': [], 'sigmas': [], 'joint_order': []}
+    paths = dict(setting.removeprefix('data.').split('=') for setting in coco.settings)
+    return empty | paths | {'valid_annotations': '', 'valid_images': ''}
+
+
+def test_back_slashes_and_other_forms_of_unicode(opened):
+    folder = opened.coco.path(900001).parent
+    (folder / 'photos').mkdir()
+    names = {0: 'photos/caf\u00e9.jpg', 1: 'photos/two.jpg'}
+    for number, name in names.items():
+        shutil.move(folder / opened.coco.content['images'][number]['file_name'], folder / name)
+
+    def change(content):
+        for number, name in names.items():
+            decomposed = unicodedata.normalize('NFD', name)
+            content['images'][number]['file_name'] = decomposed.replace('/', '\\')
+
+    split, _ = opened(change)
+    assert [split.path(number).is_file() for number in range(2)] == [True, True]
+
+
+def test_everything_a_crowd_is_named(opened):
+    def change(content):
+        each(iscrowd=1, segmentation=[])(content)
+
+    with pytest.raises(UserError, match='all of its annotations have iscrowd 1.*set it to 0'):
+        opened(change)
+
+
+# --- which photos train and which validate ---
+
+
+def test_an_id_names_a_photo_within_its_own_file_alone(make_coco, configure):
+    train = make_coco('train', people=(1, 1, 1), valid=(), first_id=1)
+    valid = make_coco('valid', people=(1, 1), valid=(), first_id=1, size=(90, 110))
+    settings = [f'data.valid_annotations={valid.annotations}', f'data.valid_images={valid.images}']
+    split, validation = open_splits(configure(*train.settings, *settings)['data'])
+    assert len(split) == 3 and len(validation) == 2 and describe(split) == []
+
+
+def test_the_same_photo_under_another_id_is_left_out(make_coco, configure):
+    coco = make_coco(people=(1, 1, 1), valid=())
+    content = json.loads(json.dumps(coco.content))
+    content['images'] = content['images'][1:2]
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] == 900002]
+    for entry, key in ((content['images'][0], 'id'), (content['annotations'][0], 'image_id')):
+        entry[key] = 7
+    file = coco.annotations.with_name('person_keypoints_other.json')
+    file.write_text(json.dumps(content))
+    settings = [f'data.valid_annotations={file}', f'data.valid_images={coco.path(900001).parent}']
+    split, validation = open_splits(configure(*coco.settings, *settings)['data'])
+    assert split.ids.tolist() == [900001, 900003] and validation.ids.tolist() == [7]
+    note = f'note: {split.file}: 1 photos are validated on, and left out of training'
+    assert describe(split) == [note]
+
+
+def test_only_photos_of_coco_are_validated_by_their_ids(opened):
+    def rename(content):
+        record = content['images'][-1]  # of the published ids
+        path = opened.coco.path(record['id'])
+        shutil.copy(path, path.with_name('mine.jpg'))
+        record['file_name'] = 'mine.jpg'
+
+    with pytest.raises(UserError, match='set data.valid_annotations to a file of photos'):
+        opened(rename)
+
+
+# --- mirroring ---
+
+NUMBERED = [str(number) for number in range(1, 18)]
+
+
+def categories(names):
+    entry = {'id': 1, 'name': 'person', 'keypoints': names}
+    return lambda content: content.update(categories=[entry])
+
+
+@pytest.mark.parametrize('names, mirrored', [
+    (list(ref.COCO.names), True),
+    (NUMBERED, False),
+    ([f'new-point-{number}' for number in range(17)], False),
+    (['Nase', 'Auge links', 'Auge rechts', *NUMBERED[:14]], False),
+    # Half of the joints of MPII and more have a pair: the others are truly central.
+    (['pelvis', 'thorax', 'neck', 'head', *(f'{side}_{joint}' for side in ('left', 'right')
+                                            for joint in 'abcdef'), 'tail'], True),
+])  # fmt: skip
+def test_photos_are_mirrored_only_if_the_pairs_are_known(opened, configure, names, mirrored):
+    opened(categories(names))
+    config = dp.prepare(configure(*opened.coco.settings))
+    assert (config['augmentation']['mirror'] > 0) is config['test']['mirror'] is mirrored
+    notes = [line for line in ref.describe(config['data']) if 'photos are not mirrored' in line]
+    assert len(notes) == (not mirrored)
+    assert all('set data.flip_pairs' in note and '[[0,0]]' in note for note in notes)
+
+
+def test_declared_pairs_are_mirrored(opened, configure):
+    opened(categories(NUMBERED))
+    for pairs in ('[[1,2],[3,4]]', '[[0,0]]'):
+        config = dp.prepare(configure(*opened.coco.settings, f'data.flip_pairs={pairs}'))
+        assert config['augmentation']['mirror'] == 0.5 and config['test']['mirror']
+        assert not any('not mirrored' in line for line in ref.describe(config['data']))
+
+
+# --- coordinates ---
+
+
+def shares(entry):
+    values = np.reshape(entry['keypoints'], (17, 3)) / [200, 160, 1]
+    return values.flatten().tolist()
+
+
+@pytest.mark.parametrize('change, words', [
+    (each(keypoints=shares, area=0.02, bbox=[0, 0, 0.2, 0.2]), 'all joints lie between 0 and 1'),
+    (each(keypoints=[50, 60, 2] * 17), "all of a person's joints lie on one pixel"),
+    (each(keypoints=[300, 400, 2] * 10 + [50, 60, 2] * 7), '59% of the joints lie outside'),
+    (each(), ''),
+])  # fmt: skip
+def test_coordinates_that_are_no_pixels_are_noted(opened, change, words):
+    split, _ = opened(change)
+    notes = [note for note in describe(split) if 'area' not in note]
+    assert len(notes) == bool(words) and all(words in note for note in notes)
