@@ -11,8 +11,8 @@ try:  # before any other module does
     import cv2  # noqa: F401
 except ImportError as error:
     sys.exit(
-        f"error: OpenCV cannot be loaded ({error}): 'apt install libgl1 libglib2.0-0' where that is "
-        "what it lacks, or 'pip install opencv-python-headless' in its place"
+        f"error: OpenCV cannot be loaded ({error}): 'apt install libgl1 libglib2.0-0' if it lacks "
+        "these, or 'pip install opencv-python-headless' in its place"
     )
 
 
