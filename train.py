@@ -22,7 +22,6 @@ import torch
 from torch import nn
 
 from data.coco_pose import ref, splits
-from data.coco_pose.photo import read_photo
 from test import Predictor, aggregate, evaluate, group
 from utils import dist
 from utils.checkpoint import check_plain, read_checkpoint
@@ -193,7 +192,7 @@ def measure_ap(network, config, split):
     pictures = {}
     for number, image_id in enumerate(split.ids[: PICTURES if dist.rank() == 0 else 0]):
         try:
-            photo = read_photo(split.path(number), split.sizes[number])
+            photo = split.read(number)
         except UserError:  # which evaluate has said
             continue
         det, tag, matrix = aggregate(photo, func, settings['scales']['single'])

@@ -4,8 +4,10 @@ import json
 import shutil
 import unicodedata
 
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.coco_pose import dp, ref
 from data.coco_pose.splits import describe, open_splits
@@ -240,3 +242,38 @@ def test_coordinates_that_are_no_pixels_are_noted(opened, change, words):
     split, _ = opened(change)
     notes = [note for note in describe(split) if 'area' not in note]
     assert len(notes) == bool(words) and all(words in note for note in notes)
+
+
+# --- photos that carry a turn ---
+
+
+def turn(path, number):
+    """Puts an EXIF orientation into a JPEG."""
+    with Image.open(path) as image:
+        exif = image.getexif()
+        exif[274] = number
+        image.save(path, exif=exif, quality=95, subsampling=0)
+
+
+@pytest.mark.parametrize('orientation', [3, 6, 8])
+@pytest.mark.parametrize('drawn', [False, True])
+def test_a_turned_photo_is_read_in_the_frame_of_its_annotations(opened, orientation, drawn):
+    """By the size that fits; where both fit, COCO's frame is the stored one, ours the upright."""
+    path = opened.coco.path(900001)
+    stored = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    turn(path, orientation)
+    turns = {3: 2, 6: -1, 8: 1}[orientation]
+    upright = np.rot90(stored, turns)
+    readings = [(160, 200), (200, 160)] if orientation != 3 else [(160, 200)]
+    for height, width in readings:
+
+        def change(content, height=height, width=width):
+            content['images'][0] |= {'height': height, 'width': width}
+            content['images'][0] |= {'drawn': 'a.jpg'} if drawn else {}
+
+        split, _ = opened(change)
+        photo = split.read(split.ids.tolist().index(900001))
+        takes_upright = drawn if orientation == 3 else (height, width) == (200, 160)
+        wanted = upright if takes_upright else stored
+        assert photo.shape == wanted.shape
+        assert np.abs(photo.astype(int) - wanted).mean() < 8  # saved twice as JPEG

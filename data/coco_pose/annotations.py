@@ -15,6 +15,7 @@ from msgspec import Meta, Raw
 from pycocotools import mask as rle_mask
 
 from data.coco_pose import ref
+from data.coco_pose.photo import read_photo
 from utils import dist
 from utils.errors import UserError
 from utils.regions import FAR, Number, Region, Side, pack
@@ -35,6 +36,7 @@ class ImageEntry(msgspec.Struct, gc=False):
     file_name: str
     height: Side | None = None
     width: Side | None = None
+    drawn: str | None = None  # in a predictions.json of this program, whose photos are upright
 
     def __post_init__(self):
         self.file_name = self.file_name.replace('\\', '/')  # as Windows writes paths
@@ -114,6 +116,7 @@ class Split:
     areas: np.ndarray  # (A,)
     is_crowd: np.ndarray  # (A,)
     regions: dict  # crowds' compressed run lengths by annotation
+    upright: bool = False  # whether joints are in the frame of photos turned by EXIF
     estimated: int = 0  # how many areas of people are estimates
     excluded: int = 0  # photos left out of training since they are validated on
     joints: ref.Joints = ref.COCO
@@ -125,6 +128,10 @@ class Split:
     def path(self, number):
         """Where a photo lies."""
         return self.folder / self.names[number]
+
+    def read(self, number):
+        """A photo as (H, W, 3) uint8 RGB, in the frame of its annotations. Raises UserError."""
+        return read_photo(self.path(number), self.sizes[number], self.upright)
 
     def annotations(self, number):
         """The annotations of a photo."""
@@ -160,13 +167,14 @@ class Reader:
         self.others = {c.id for c in categories if named and not c.keypoints} - {None}
         self.values = 3 * len(named[0].keypoints) if named else 0  # of a person's keypoints
         self.places, self.names, self.sizes, self.regions = {}, [], [], {}
-        self.keypoints, self.estimated = array('d'), 0
+        self.keypoints, self.estimated, self.upright = array('d'), 0, False
         self.table = array('d')  # place of the photo, is crowd, has keypoints, area, box
 
     def add_image(self, entry, raw):
         if self.places.setdefault(entry.id, len(self.names)) < len(self.names):
             raise ValueError(f'id is {entry.id}, as that of an earlier one')
         self.names.append(entry.file_name)
+        self.upright |= entry.drawn is not None
         self.sizes.append([entry.height or 0, entry.width or 0])
 
     def add_annotation(self, entry, raw):
@@ -215,6 +223,7 @@ class Reader:
             is_crowd=table[:, 1] > 0,
             regions=self.regions,
             estimated=self.estimated,
+            upright=self.upright,
         )
 
 

@@ -6,7 +6,6 @@ import torch
 from data.coco_pose import ref, splits
 from data.coco_pose.annotations import read_file
 from data.coco_pose.augment import centred, colour, jittered, mirror, warp_sample
-from data.coco_pose.photo import read_photo
 from utils.affine import warp
 from utils.errors import UserError
 from utils.loading import Passes, RankBatches, make_loader, worker_count
@@ -109,7 +108,7 @@ class Dataset(torch.utils.data.Dataset):
         for other in range(len(self)):
             chosen = (index + other) % len(self)
             try:
-                photo = read_photo(self.split.path(chosen), self.split.sizes[chosen])
+                photo = self.split.read(chosen)
             except UserError as error:
                 problem = problem or str(error)
                 continue
@@ -157,11 +156,10 @@ class PhotoInputs(torch.utils.data.Dataset):
 
     def read(self, number):
         """A photo of the split and '', or a black one and why it cannot be read."""
-        size = self.split.sizes[number]
         try:
-            return read_photo(self.split.path(number), size), ''
+            return self.split.read(number), ''
         except UserError as error:
-            return np.zeros((*size.clip(1), 3), np.uint8), str(error)
+            return np.zeros((*self.split.sizes[number].clip(1), 3), np.uint8), str(error)
 
     def batches(self, size):
         """Photo numbers in batches of equal input size."""

@@ -19,7 +19,8 @@ def read_photo(path, size=(0, 0), upright=False):
 
     size: the height and width that its annotations say, 0 for any. upright: turned as its EXIF tag
     says, and as viewers show it; otherwise the stored pixels, which are the frame of COCO's
-    annotations. Raises UserError that names the photo where it is missing, broken, cut short, too
+    annotations. If only the other of the two has this size, it is what the annotations are of.
+    Raises UserError that names the photo where it is missing, broken, cut short, too
     large or of another size.
     """
     advice = 'convert it to JPEG or PNG, or choose another' if upright else 'download it again'
@@ -42,10 +43,9 @@ def read_photo(path, size=(0, 0), upright=False):
     cut_short = data.startswith(b'\xff\xd8') and data.rfind(b'\xff\xd9', start) < 0
     photo = None
     if pixels and not cut_short:
-        # Pillow's pixels of a JPEG are the same, but take twice the time.
-        flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
-        with contextlib.suppress(cv2.error):
-            photo = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        photo = decode(data, upright)
+        if photo is not None and all(size) and photo.shape[:2] == tuple(size[::-1]) != tuple(size):
+            photo = decode(data, not upright)
     if photo is None:
         problem = 'is cut short' if cut_short else 'cannot be decoded'
         raise UserError(f'photo {path} {problem} ({len(data)} bytes): {advice}')
@@ -57,3 +57,11 @@ def read_photo(path, size=(0, 0), upright=False):
             f'{expected[0]}: use the original photos'
         )
     return photo
+
+
+def decode(data, upright):
+    """The pixels in the bytes of a photo, or None."""
+    # Pillow's pixels of a JPEG are the same, but take twice the time.
+    flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+    with contextlib.suppress(cv2.error):
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)

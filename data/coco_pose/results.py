@@ -12,7 +12,6 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data.coco_pose.photo import read_photo
 from utils.draw import beside, draw_people, save_picture
 from utils.errors import UserError
 
@@ -107,7 +106,7 @@ def write_pictures(folder, split, evaluation, detections, count, sure):
     for rank, (kind, number) in enumerate(order, 1):
         image_id = split.ids[number]
         try:
-            photo = read_photo(split.path(number))
+            photo = split.read(number)
         except UserError:  # which has been said
             continue
         found = [d for d in detections if d['image_id'] == image_id and d['score'] > VISIBLE]

@@ -125,14 +125,12 @@ def open_splits(settings):
     paths = {os.path.realpath(valid.path(n)) for n in numbers}
     names = {os.path.basename(path) for path in paths}
     # COCO's photos keep their ids and bytes where they are published again, as those of val2014.
-    coco_sizes = {
-        valid.ids[n]: os.path.getsize(valid.path(n)) for n in numbers if is_coco(valid, n)
-    }
+    sizes = {valid.ids[n]: os.path.getsize(valid.path(n)) for n in numbers if is_coco(valid, n)}
 
     def is_validated(whole, n):
         path = whole.path(n)
-        if whole.ids[n] in coco_sizes and is_coco(whole, n) and path.is_file():
-            return os.path.getsize(path) == coco_sizes[whole.ids[n]]
+        if whole.ids[n] in sizes and is_coco(whole, n) and path.is_file():
+            return os.path.getsize(path) == sizes[whole.ids[n]]
         return path.name in names and os.path.realpath(path) in paths
 
     def choose(whole):
@@ -143,7 +141,11 @@ def open_splits(settings):
                 + ': all of its annotations have iscrowd 1, which marks crowds; set it to 0 for '
                 'single people' * bool(len(whole.is_crowd) and whole.is_crowd.all())
             )
-        known = np.array([labelled and is_validated(whole, n) for n, labelled in enumerate(people)])
+        known, file_names = np.isin(whole.ids, list(sizes)), whole.names.tolist()
+        known |= [os.path.basename(name) in names for name in file_names]
+        for n in np.flatnonzero(known & people):  # of which there are few
+            known[n] = is_validated(whole, n)
+        known &= people
         if known.sum() == people.sum():
             raise UserError(
                 f'{file} leaves no image to train on: all {people.sum()} images with labelled '

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import shutil
 import struct
 import zipfile
 import zlib
@@ -64,6 +65,9 @@ def make_material(folder):
         joints = [stand(np.array([5 + 30 * p, 4, 24, 50])) for p in range(1 + number % 2)]
         cv2.imwrite(str(images / name), draw_photo(SIZE, joints, rng, kind), options)
         image_id = published[number] if number < 2 else 900000 + number
+        if number < 2:  # COCO's names hold their ids
+            coco_name = f'{image_id:012d}{Path(name).suffix}'
+            name = shutil.copy(images / name, images / coco_name).name
         records.append({'id': image_id, 'file_name': name, 'height': SIZE[0], 'width': SIZE[1]})
         entries += [person_entry(len(entries) + 1 + p, image_id, j) for p, j in enumerate(joints)]
     del records[5]['height'], records[5]['width']
