@@ -214,7 +214,11 @@ class Results:
     @contextlib.contextmanager
     def begin(self, file, rate=None):
         """Within it the pictures of a file are added; rate: of a clip, pictures per second."""
-        self.name = self.free_name(file)
+        stem = Path(file).stem
+        names = itertools.chain([stem], (f'{stem}-{number}' for number in itertools.count(2)))
+        # A and a count as one name, as they do on some disks.
+        self.name = next(name for name in names if name.lower() not in self.names)
+        self.names.add(self.name.lower())
         self.drawn = PictureFile(self.folder / (self.name + ('.mp4' if rate else '.jpg')), rate)
         image = {'file_name': Path(file).as_posix(), 'drawn': self.drawn.path.name}
         self.files.append({'image': image, 'first': self.images + 1, 'count': 0, 'rate': rate})
@@ -222,17 +226,6 @@ class Results:
             yield
         finally:
             self.drawn.close()
-
-    def free_name(self, file):
-        """The file's name without its suffix, and with a number where another file has taken it.
-
-        A and a count as one name, as they do on some disks.
-        """
-        stem = Path(file).stem
-        names = itertools.chain([stem], (f'{stem}-{number}' for number in itertools.count(2)))
-        name = next(name for name in names if name.lower() not in self.names)
-        self.names.add(name.lower())
-        return name
 
     def add(self, size, people, drawn, sheets):
         """Adds a picture of (height, width), its entries, as of COCO's results, and drawings.
@@ -267,11 +260,11 @@ def outline(keypoints):
     """What COCO's annotations hold beside a person's keypoints, from x, y, value of each joint."""
     joints = np.array(keypoints).reshape(-1, 3)
     points = joints[joints[:, 2] > 0, :2]
-    corners = (points.min(0), points.max(0)) if len(points) > 0 else np.zeros((2, 2))
-    (x, y), (w, h) = corners[0].tolist(), (corners[1] - corners[0]).tolist()
+    points = points if len(points) else np.zeros((1, 2))
+    box = np.r_[points.min(0), np.ptp(points, 0)].tolist()
     return {
-        'num_keypoints': len(points),
-        'bbox': [round(value, 3) for value in (x, y, w, h)],
-        'area': round(w * h, 3),
+        'num_keypoints': int((joints[:, 2] > 0).sum()),
+        'bbox': [round(value, 3) for value in box],
+        'area': round(box[2] * box[3], 3),
         'iscrowd': 0,
     }

@@ -22,6 +22,7 @@ from utils.draw import save_picture
 from utils.errors import UserError
 
 CACHE = Path('data/cache')
+DAY = 24 * 3600  # seconds
 VERSION = 2  # of the drawings: when it changes, the sets in the cache are drawn again
 SPLITS = ('train2017', 'val2017')
 # The parts on which a point lies: where another part covers it, it is hidden.
@@ -143,22 +144,12 @@ def draw_set(folder, info):
         path.write_text(json.dumps(content, sort_keys=True), 'utf-8')
 
 
-def is_alive(pid):
-    """Whether a process runs on this machine; assumed where asking would end it."""
-    try:
-        return os.name == 'nt' or os.kill(pid, 0) is None
-    except OSError as error:  # one of another user runs, too
-        return not isinstance(error, ProcessLookupError)
-
-
 def holds(folder, info):
     """Whether a folder holds the data set described by `info`."""
-    try:
-        content = json.loads(
-            (folder / 'annotations/person_keypoints_val2017.json').read_text('utf-8')
-        )
-    except FileNotFoundError:
+    path = folder / 'annotations/person_keypoints_val2017.json'
+    if not path.is_file():
         return False
+    content = json.loads(path.read_text('utf-8'))
     found = {key: content['info'].get(key) for key in {**info, 'joints': None}}
     return found == {'joints': None} | json.loads(json.dumps(info))
 
@@ -185,12 +176,10 @@ def make(folder, pictures=(2000, 200), size=256, people=(1, 4), seed=0, joints='
             return
         raise FileExistsError(f'{folder}: holds something else than the data set to be drawn')
     folder.parent.mkdir(parents=True, exist_ok=True)
-    stem = f'{folder.name}.{platform.node()}'
-    for left in folder.parent.glob('*.part'):
-        name, _, pid = left.stem.rpartition('-')
-        if name == stem and pid.isdigit() and (int(pid) == os.getpid() or not is_alive(int(pid))):
-            shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
-    part = folder.parent / f'{stem}-{os.getpid()}.part'
+    part = folder.parent / f'{folder.name}.{platform.node()}-{os.getpid()}.part'
+    for left in folder.parent.glob(f'{folder.name}.*.part'):
+        if left == part or time.time() - left.stat().st_mtime > DAY:  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
     try:
         draw_set(part, info)
         try:

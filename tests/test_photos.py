@@ -207,6 +207,31 @@ def test_results_that_cannot_be_written(find):
     assert done.returncode == 1 and done.stderr.startswith('error: out')
 
 
+@pytest.mark.parametrize('opened', [False, True])
+def test_a_clip_that_cannot_be_written_is_an_error(find, monkeypatch, opened):
+    """OpenCV's writer says nothing of a full disk."""
+
+    class Full:
+        def __init__(self, *args):
+            pass
+
+        def isOpened(self):
+            return opened
+
+        def write(self, picture):
+            pass
+
+        def release(self):
+            Path('out/a.mp4').write_bytes(b'')
+
+    write_clip('a.avi')
+    monkeypatch.setattr(cv2, 'VideoWriter', Full)
+    done = find('a.avi')
+    assert done.returncode == 1 and 'the people found' not in done.stdout
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith('error: '))
+    assert 'out/a.mp4' in line and 'Traceback' not in done.stderr
+
+
 # --- upright ---
 
 

@@ -1,8 +1,7 @@
 """The drawn data set: truthful, in the format of COCO, the same for the same seed."""
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -202,14 +201,13 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_leftovers_of_a_killed_run_go_away_and_live_ones_stay(tmp_path):
-    gone = subprocess.Popen([sys.executable, '-c', ''])
-    gone.wait()
-    stem = f'set.{synthetic.platform.node()}-'
-    dead, live = tmp_path / f'{stem}{gone.pid}.part', tmp_path / f'{stem}1.part'
-    for left in (dead, live):
+    own, old, live = (tmp_path / f'set.{name}.part' for name in (
+        f'{synthetic.platform.node()}-{os.getpid()}', 'other-7', 'other-8'))  # fmt: skip
+    for left in (own, old, live):
         (left / 'images').mkdir(parents=True)
+    os.utime(old, (0, 0))
     synthetic.make(tmp_path / 'set', (2, 1), size=64)
-    assert not dead.exists() and live.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['set', live.name]
 
 
 def test_the_same_set_is_kept_and_another_one_is_refused(tmp_path, monkeypatch):

@@ -111,3 +111,15 @@ def test_a_training_on_names_in_other_alphabets(make_coco, tiny, run_script, wor
     ):
         done = run_script(*arguments, cwd=work)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('script', ['train.py', 'test.py'])
+def test_a_library_that_opencv_lacks_is_named(run_script, work, monkeypatch, script):
+    """As on servers and in small containers."""
+    cause = 'libGL.so.1: cannot open shared object file: No such file or directory'
+    (work / 'cv2.py').write_text(f'raise ImportError({cause!r})')
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(work), str(ROOT)]))
+    done = run_script(script, cwd=work)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and line.startswith('error: OpenCV cannot be loaded (libGL.so.1')
+    assert 'libgl1' in line and 'opencv-python-headless' in line

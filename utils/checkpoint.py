@@ -33,7 +33,7 @@ def write_atomically(path, write):
         os.replace(aside, path)
     except BaseException as error:
         aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(aside)):
+        if getattr(error, 'strerror', None) and error.filename in (None, str(aside)):
             error.filename = str(path)
         raise
 

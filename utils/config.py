@@ -122,9 +122,8 @@ def conform(value, example, any_length=False):
         return float(value)
     if type(value) is not type(example) or (type(value) is float and not math.isfinite(value)):
         raise ValueError
-    if type(value) is str and b'\0' in value.encode(
-        'utf-8', 'surrogateescape'
-    ):  # else it may be a path
+    # Any text may be a path, in whatever encoding.
+    if type(value) is str and b'\0' in value.encode('utf-8', 'surrogateescape'):
         raise ValueError
     if type(value) is not list:
         return value

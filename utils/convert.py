@@ -103,8 +103,8 @@ def network_sizes(weights, path):
             f'program) or backbone.{MMPOSE_FIRST} (mmpose 0.x, hourglass_ae), found '
             f'{shorten(list(weights)) or "none"}'
         )
-    layers = ['up1', 'low2.up1', 'low2.low2.up1', 'low2.low2.low2.up1', 'low2.low2.low2.low2']
-    stages = [f'features.0.0.{layer}' for layer in layers]
+    levels = ('up1', 'low2.up1', 'low2.low2.up1', 'low2.low2.low2.up1', 'low2.low2.low2.low2')
+    stages = [f'features.0.0.{level}' for level in levels]
     sizes = {
         'nstack': sum(bool(re.fullmatch(r'outs\.\d+\.conv\.weight', name)) for name in weights),
         'inp_dim': width('pre.4'),
@@ -170,10 +170,7 @@ def convert(path, run):
         kind, weights = f'network of the task {config["run"]["task"]}', bare_names(state_dict)
     if config['network'] == POSENET:
         config['model'] |= network_sizes(weights, path)
-    try:
-        check_config(config)
-    except UserError as error:
-        raise UserError(f'{path} has a config that cannot be used: {error}') from None
+    check_config(config)
     with torch.device('meta'):  # only names and shapes: a file may claim any size
         network = load_task(config['run']['task']).make_network(config).network
     problem = describe_misfits(network.state_dict(), weights)
@@ -181,17 +178,13 @@ def convert(path, run):
         raise UserError(f'{path} does not fit the network that its shapes suggest: {problem}')
     config['run']['source'] = {'file': path.name, 'sha256': sha256(path)}
     run.create(config)
-    # Cloned: a view would be saved with the whole storage behind it.
-    run.save({'state_dict': {k: as_saved(v) for k, v in weights.items()}, 'config': config})
+    for name, value in weights.items():  # cloned, or a view is saved with all of its storage
+        weights[name] = (value.float() if value.is_floating_point() else value).clone()
+    run.save({'state_dict': weights, 'config': config})
     sizes = ', '.join(f'{key} {value}' for key, value in config['model'].items())
     print(f'{path}: {kind}, {count_parameters(weights):,} parameters\n{sizes}')
     print(f"{run.folder} is ready: 'python test.py -c {run.name} -m single' tests it, 'python "
           f"train.py -e NEW --init {run.folder}' fine-tunes it")  # fmt: skip
-
-
-def as_saved(value):
-    """A weight as a run saves it: float32 (counters stay whole numbers), with its own storage."""
-    return (value.float() if value.is_floating_point() else value).clone()
 
 
 def count_parameters(weights):
@@ -218,20 +211,10 @@ def measured_figures(run, which):
         results = {mode: found for mode, found in results.items() if found['checkpoint'] == which}
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f'{path} is not what test.py writes: delete it and test again') from None
-    for found in results.values():
-        found['settings'] = [without_folders(text) for text in found.get('settings', [])]
+    for found in results.values():  # without the folders of this machine
+        settings = found.get('settings', [])
+        found['settings'] = [re.sub(r'^(data\..*?=).*/(?=.)', r'\1', text) for text in settings]
     return results
-
-
-def without_folders(setting):
-    """'data.images=/home/me/coco' as 'data.images=coco'."""
-    key, _, value = setting.partition('=')
-    return f'{key}={Path(value).name}' if key.startswith('data.') else setting
-
-
-def shortened(value):
-    """A convolution's weight in bfloat16; biases and norms, which are few, stay as they are."""
-    return value.bfloat16() if value.is_floating_point() and value.ndim > 1 else value
 
 
 def publish(run, path, which, bfloat16=False):
@@ -250,8 +233,9 @@ def publish(run, path, which, bfloat16=False):
     # Paths are of this machine; what else describes the data stays.
     own = load_task(task).__config__['data']
     data = {k: own.get(k, '') if isinstance(v, str) else v for k, v in config['data'].items()}
-    if bfloat16:
-        weights = {name: shortened(value) for name, value in weights.items()}
+    if bfloat16:  # biases and norms, which are few, stay as they are
+        large = {k: v for k, v in weights.items() if v.is_floating_point() and v.ndim > 1}
+        weights |= {name: value.bfloat16() for name, value in large.items()}
     figures = measured_figures(run, which)
     best = checkpoint.get('best', {}).get('AP', -1.0)
     content = {

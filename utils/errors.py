@@ -7,6 +7,14 @@ import sys
 
 from utils import dist
 
+try:  # before any other module does
+    import cv2  # noqa: F401
+except ImportError as error:
+    sys.exit(
+        f"error: OpenCV cannot be loaded ({error}): 'apt install libgl1 libglib2.0-0' if it lacks "
+        "these, or 'pip install opencv-python-headless' in its place"
+    )
+
 
 class UserError(Exception):
     """Something that the user can put right; the message says how."""
