@@ -82,13 +82,16 @@ def test_computing_activations_twice_changes_neither_gradients_nor_statistics(bn
     assert bool(buffers) == bn and all(torch.equal(a, b) for a, b in buffers)
 
 
-def test_two_ranks_and_two_machines_have_the_weights_of_one_after_20_steps(train, place):
+def test_two_ranks_and_two_machines_have_the_weights_of_one_after_20_steps(
+    train, place, monkeypatch
+):
     folder, settings = place
     steps = ('train.epochs=4', 'train.train_iters=5', 'train.eval_epochs=4')
     endpoint = f'localhost:{common.free_port()}'
     meet = ('--nnodes', '2', '--rdzv-backend', 'c10d', '--rdzv-endpoint', endpoint)
     command = {'cwd': folder, 'settings': [*settings, *common.TINY, *steps]}
     # All at once: to meet takes time in which nothing is computed.
+    monkeypatch.setenv(dist.OWN_STORE, '1')
     agents = [
         common.start(launcher, 'train.py', '-e', name, **command)
         for launcher, name in (
@@ -167,6 +170,31 @@ def test_a_killed_rank_is_restarted_and_ends_with_the_undisturbed_weights(place,
     code, output = common.finish(again)
     assert code != 0 and 'exp/killed has a checkpoint' in output
     assert not common.differences(common.checkpoint_of(run), undisturbed)
+
+
+@pytest.mark.parametrize('replaced', [False, True])
+def test_a_restart_over_machines_ends_with_the_undisturbed_weights(
+    place, undisturbed, replaced, monkeypatch
+):
+    folder, settings = place
+    monkeypatch.setenv(dist.OWN_STORE, '1')
+    name = f'machines{int(replaced)}'
+    codes, output = common.lose_rank(
+        folder, [*settings, *common.TINY, *WHOLE], name, replaced, step=20
+    )
+    assert codes == [0, 0], output
+    assert 'continuing at step' in output
+    assert not common.differences(common.checkpoint_of(folder / 'exp' / name), undisturbed)
+
+
+def test_several_machines_that_could_not_restart_are_refused(place, monkeypatch):
+    folder, settings = place
+    monkeypatch.delenv(dist.OWN_STORE, raising=False)
+    agents = common.machines(folder, [*settings, *common.TINY], 'refused')
+    for code, output in map(common.finish, agents[:2]):
+        assert code != 0
+        assert output.count(f"with '{dist.OWN_STORE}=1 torchrun --nnodes ...'") == 1, output
+    assert not (folder / 'exp' / 'refused').exists()
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_both_numbers(place):

@@ -81,18 +81,10 @@ class Run:
         except UserError as error:
             raise UserError(f'{self.config_path}: {error}') from None
 
-    def is_of_launch(self, marks):
-        """Whether it was last started by the torchrun with these marks, see dist.launch_marks."""
-        try:
-            last = json.loads(self.config_path.read_text('utf-8'))['run']['commands'][-1]
-            return not set(marks).isdisjoint(last.get('launch', []))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return False
-
-    def create(self, config, launch=()):
+    def create(self, config):
         """Makes the folder and records the config with the command, versions and commit.
 
-        launch: the marks of the torchrun that started this (dist.launch_marks). Raises UserError.
+        Raises UserError.
         """
         record = {
             'command': shlex.join(['python', *sys.argv]),
@@ -100,7 +92,6 @@ class Run:
             'torch': str(torch.__version__),
             'commit': git_commit(),
             'ranks': dist.world_size(),
-            'launch': list(launch),
         }
         config['run'].setdefault('commands', []).append(record)
         try:
