@@ -279,6 +279,9 @@ def prepare(args):
     loaders = importlib.import_module(config['data_provider']).init(config, state.samples)
 
     if dist.rank() == 0:
+        if not resumes:
+            run.lock()
+            run.refuse_checkpoint()  # another program may have begun and ended this run since
         run.create(config)
     report = Report(run, config['train']['loss_weights'], state.step)
     _, precision = choose_precision(config['train']['precision'], device)
@@ -308,22 +311,20 @@ def check_shares(settings):
 
 
 def choose_config(args, run, restarted):
-    """The config of a run, and whether it continues. Raises UserError; writes nothing.
+    """The config of a run, and whether it continues, locked then. Raises UserError.
 
     restarted: by torchrun, after which the command of a new run goes on with its checkpoint.
     """
     resumes = args.continue_exp is not None
     if resumes and args.init:
         raise UserError('--init is for a new run (-e); -c continues one with its own weights')
-    if not resumes and run.checkpoint().exists():
-        resumes = restarted
-        if not resumes:
-            raise UserError(
-                f"{run.folder} has a checkpoint: continue it with 'python train.py -c {run.name}', "
-                'or choose another name'
-            )
+    if not resumes and restarted:
+        resumes = run.checkpoint().exists()
     if resumes:
         run.require()
+        run.lock()
+    else:
+        run.refuse_checkpoint()
     config = apply_settings(run.config(args.task) if resumes else new_config(args), args.set)
     check_config(config, len(ref.get_joints(config['data']).names))
     return config, resumes

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import signal
+import socket
 
 import pytest
 import torch
@@ -170,6 +171,38 @@ def test_a_killed_rank_is_restarted_and_ends_with_the_undisturbed_weights(place,
     code, output = common.finish(again)
     assert code != 0 and 'exp/killed has a checkpoint' in output
     assert not common.differences(common.checkpoint_of(run), undisturbed)
+
+
+def test_one_program_trains_a_run_until_it_dies_whatever_its_workers_do(place):
+    folder, settings = place
+    chosen = [*settings, *common.TINY, *WHOLE, 'train.num_workers=2']
+    first = common.start(common.PLAIN, 'train.py', '-e', 'dup', cwd=folder, settings=chosen)
+    run = folder / 'exp' / 'dup'
+    common.wait_for(lambda: common.trains(run), first, 'a first checkpoint')
+    code, output = common.run_here('train.py', '-c', 'dup', cwd=folder)
+    workers = common.children(first.pid)
+    for worker in workers:  # which then do not see that the main process has gone
+        os.kill(worker, signal.SIGSTOP)
+    assert code == 2
+    assert f'process {first.pid} on {socket.gethostname()}' in output
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    try:
+        assert workers and all(os.path.exists(f'/proc/{worker}') for worker in workers)
+        common.run(common.PLAIN, 'train.py', '-c', 'dup', cwd=folder, settings=['train.epochs=1'])
+    finally:
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+
+
+def test_of_two_new_runs_of_a_name_one_is_refused(place):
+    folder, settings = place
+    command = {'cwd': folder, 'settings': [*settings, *common.TINY, *WHOLE]}
+    both = [common.start(common.PLAIN, 'train.py', '-e', 'twins', **command) for _ in range(2)]
+    ends = [common.finish(process) for process in both]
+    assert sorted(code for code, _ in ends) == [0, 2], ends
+    (refused,) = (output for code, output in ends if code)
+    assert 'exp/twins is being trained by process' in refused or 'has a checkpoint' in refused
 
 
 @pytest.mark.parametrize('replaced', [False, True])
