@@ -255,9 +255,9 @@ def prepare(args):
     Returns the model, on its devices and with its losses, the loaders, the State and the Report.
     """
     run = Run(args.exp if args.continue_exp is None else args.continue_exp)
-    launch = dist.launch_marks()
+    restarted = dist.restarted()
     # Rank 0 reads, and the others get what it read.
-    config, resumes = dist.share(lambda: choose_config(args, run, launch))
+    config, resumes = dist.share(lambda: choose_config(args, run, restarted))
     checkpoint = read_checkpoint(run.checkpoint()) if resumes else {}
     init = None if resumes else config['run'].get('init')
     check_shares(config['train'])
@@ -279,7 +279,10 @@ def prepare(args):
     loaders = importlib.import_module(config['data_provider']).init(config, state.samples)
 
     if dist.rank() == 0:
-        run.create(config, launch)
+        if not resumes:
+            run.lock()
+            run.refuse_checkpoint()  # another program may have begun and ended this run since
+        run.create(config)
     report = Report(run, config['train']['loss_weights'], state.step)
     _, precision = choose_precision(config['train']['precision'], device)
     workers = worker_count(config['train']['num_workers'])
@@ -307,23 +310,21 @@ def check_shares(settings):
         )
 
 
-def choose_config(args, run, launch):
-    """The config of a run, and whether it continues. Raises UserError; writes nothing.
+def choose_config(args, run, restarted):
+    """The config of a run, and whether it continues, locked then. Raises UserError.
 
-    launch: see dist.launch_marks. After a restart by torchrun the command of a new run goes on.
+    restarted: by torchrun, after which the command of a new run goes on with its checkpoint.
     """
     resumes = args.continue_exp is not None
     if resumes and args.init:
         raise UserError('--init is for a new run (-e); -c continues one with its own weights')
-    if not resumes and run.checkpoint().exists():
-        resumes = run.is_of_launch(launch)
-        if not resumes:
-            raise UserError(
-                f"{run.folder} has a checkpoint: continue it with 'python train.py -c {run.name}', "
-                'or choose another name'
-            )
+    if not resumes and restarted:
+        resumes = run.checkpoint().exists()
     if resumes:
         run.require()
+        run.lock()
+    else:
+        run.refuse_checkpoint()
     config = apply_settings(run.config(args.task) if resumes else new_config(args), args.set)
     check_config(config, len(ref.get_joints(config['data']).names))
     return config, resumes

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import signal
+import socket
 
 import pytest
 import torch
@@ -82,13 +83,16 @@ def test_computing_activations_twice_changes_neither_gradients_nor_statistics(bn
     assert bool(buffers) == bn and all(torch.equal(a, b) for a, b in buffers)
 
 
-def test_two_ranks_and_two_machines_have_the_weights_of_one_after_20_steps(train, place):
+def test_two_ranks_and_two_machines_have_the_weights_of_one_after_20_steps(
+    train, place, monkeypatch
+):
     folder, settings = place
     steps = ('train.epochs=4', 'train.train_iters=5', 'train.eval_epochs=4')
     endpoint = f'localhost:{common.free_port()}'
     meet = ('--nnodes', '2', '--rdzv-backend', 'c10d', '--rdzv-endpoint', endpoint)
     command = {'cwd': folder, 'settings': [*settings, *common.TINY, *steps]}
     # All at once: to meet takes time in which nothing is computed.
+    monkeypatch.setenv(dist.OWN_STORE, '1')
     agents = [
         common.start(launcher, 'train.py', '-e', name, **command)
         for launcher, name in (
@@ -167,6 +171,63 @@ def test_a_killed_rank_is_restarted_and_ends_with_the_undisturbed_weights(place,
     code, output = common.finish(again)
     assert code != 0 and 'exp/killed has a checkpoint' in output
     assert not common.differences(common.checkpoint_of(run), undisturbed)
+
+
+def test_one_program_trains_a_run_until_it_dies_whatever_its_workers_do(place):
+    folder, settings = place
+    chosen = [*settings, *common.TINY, *WHOLE, 'train.num_workers=2']
+    first = common.start(common.PLAIN, 'train.py', '-e', 'dup', cwd=folder, settings=chosen)
+    run = folder / 'exp' / 'dup'
+    common.wait_for(lambda: common.trains(run), first, 'a first checkpoint')
+    code, output = common.run_here('train.py', '-c', 'dup', cwd=folder)
+    workers = common.children(first.pid)
+    for worker in workers:  # which then do not see that the main process has gone
+        os.kill(worker, signal.SIGSTOP)
+    assert code == 2
+    assert f'process {first.pid} on {socket.gethostname()}' in output
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    try:
+        assert workers and all(os.path.exists(f'/proc/{worker}') for worker in workers)
+        common.run(common.PLAIN, 'train.py', '-c', 'dup', cwd=folder, settings=['train.epochs=1'])
+    finally:
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+
+
+def test_of_two_new_runs_of_a_name_one_is_refused(place):
+    folder, settings = place
+    command = {'cwd': folder, 'settings': [*settings, *common.TINY, *WHOLE]}
+    both = [common.start(common.PLAIN, 'train.py', '-e', 'twins', **command) for _ in range(2)]
+    ends = [common.finish(process) for process in both]
+    assert sorted(code for code, _ in ends) == [0, 2], ends
+    (refused,) = (output for code, output in ends if code)
+    assert 'exp/twins is being trained by process' in refused or 'has a checkpoint' in refused
+
+
+@pytest.mark.parametrize('replaced', [False, True])
+def test_a_restart_over_machines_ends_with_the_undisturbed_weights(
+    place, undisturbed, replaced, monkeypatch
+):
+    folder, settings = place
+    monkeypatch.setenv(dist.OWN_STORE, '1')
+    name = f'machines{int(replaced)}'
+    codes, output = common.lose_rank(
+        folder, [*settings, *common.TINY, *WHOLE], name, replaced, step=20
+    )
+    assert codes == [0, 0], output
+    assert 'continuing at step' in output
+    assert not common.differences(common.checkpoint_of(folder / 'exp' / name), undisturbed)
+
+
+def test_several_machines_that_could_not_restart_are_refused(place, monkeypatch):
+    folder, settings = place
+    monkeypatch.delenv(dist.OWN_STORE, raising=False)
+    agents = common.machines(folder, [*settings, *common.TINY], 'refused')
+    for code, output in map(common.finish, agents[:2]):
+        assert code != 0
+        assert output.count(f"with '{dist.OWN_STORE}=1 torchrun --nnodes ...'") == 1, output
+    assert not (folder / 'exp' / 'refused').exists()
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_both_numbers(place):

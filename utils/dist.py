@@ -7,25 +7,38 @@ are tensors and bytes on the CPU (gloo), so that they never wait for a GPU.
 import datetime
 import json
 import os
-import socket
-from pathlib import Path
 
 import torch
 import torch.distributed as distributed
 
 # One rank may be busy alone for long: reading a checkpoint, computing COCO's figures.
 PATIENCE = datetime.timedelta(hours=1)
-store = None  # where processes meet; it outlives each of them
+OWN_STORE = 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE'  # set to 1 in torchrun's environment
+store = None  # where processes meet
+
+
+class LaunchError(Exception):
+    """The way that torchrun was started; the message says how to put it right."""
 
 
 def start():
-    """Joins the other processes if torchrun started this one; called once by an entry script."""
+    """Joins the other processes if torchrun started this one; called once by an entry script.
+
+    Raises LaunchError where a restart could not recover: the store of an agent (the torchrun of one
+    machine) outlives a restart, and with it the addresses of processes that have gone. One agent
+    numbers its restarts, but several each count their own, so then rank 0 has to bring a new store.
+    """
     global store
     if distributed.is_torchelastic_launched() and not distributed.is_initialized():
         store, number, count = next(distributed.rendezvous('env://', timeout=PATIENCE))
-        # The store outlives a restart, and with it the addresses of processes that have gone.
-        attempt = f'attempt {os.environ["TORCHELASTIC_RESTART_COUNT"]} of {count}'
-        store = distributed.PrefixStore(attempt, store)
+        if os.environ['TORCHELASTIC_USE_AGENT_STORE'] == 'True':
+            attempt = f'attempt {os.environ["TORCHELASTIC_RESTART_COUNT"]} of {count}'
+            store = distributed.PrefixStore(attempt, store)
+        if int(os.environ['GROUP_WORLD_SIZE']) > 1 and os.environ.get(OWN_STORE) != '1':
+            raise LaunchError(
+                f'torchrun on several machines cannot restart: start it on each of them with '
+                f"'{OWN_STORE}=1 torchrun --nnodes ...'"
+            )
         distributed.init_process_group(
             # Names of both backends: tensors on a GPU travel by NCCL, those on the CPU by gloo.
             'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo',
@@ -75,7 +88,7 @@ def is_loss_of_rank(error):
 def is_first_to_say(text):
     """Whether no other process of this machine has asked this about the same text."""
     try:
-        return not active() or store.add(f'{os.environ["GROUP_RANK"]} said {text}', 1) == 1
+        return store is None or store.add(f'{os.environ["GROUP_RANK"]} said {text}', 1) == 1
     except RuntimeError:  # the store has gone: better twice than never
         return True
 
@@ -87,6 +100,11 @@ def any_rank(flag):
     flags = torch.tensor(int(bool(flag)))
     distributed.all_reduce(flags, distributed.ReduceOp.MAX)
     return bool(flags)
+
+
+def restarted():
+    """Whether torchrun has restarted any rank; an agent that replaces another counts from 0."""
+    return any_rank(int(os.environ['TORCHELASTIC_RESTART_COUNT']) if active() else 0)
 
 
 def gather(tensor):
@@ -134,23 +152,3 @@ def share(read):
         return read()
     data = json.dumps(read()).encode() if rank() == 0 else b''
     return json.loads(bytes(share_bytes(data)))
-
-
-def launch_marks():
-    """What marks this launch of torchrun, the same after a restart: its id, and its agents.
-
-    An agent is the torchrun process of one machine, which outlives the processes it restarts. At
-    least one of them is still there when others, and their machines, have gone.
-    """
-    if not active():
-        return []
-    agent = os.getppid()
-    try:  # with the time of its start, since numbers of processes come back
-        started = Path(f'/proc/{agent}/stat').read_text('utf-8').rpartition(')')[2].split()[19]
-    except OSError:
-        started = ''
-    marks = {
-        mark.decode() for mark in gather_bytes(f'{socket.gethostname()} {agent} {started}'.encode())
-    }
-    named = os.environ.get('TORCHELASTIC_RUN_ID', 'none')
-    return sorted(marks | ({named} - {'none'}))

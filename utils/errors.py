@@ -34,7 +34,7 @@ def exit_code(main):
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
         code = main() or 0
-    except UserError as error:
+    except (UserError, dist.LaunchError) as error:
         return say(error, 2)
     except KeyboardInterrupt:
         return say('interrupted', 128 + signal.SIGINT)

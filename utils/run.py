@@ -1,14 +1,22 @@
 """One experiment is one folder, exp/<name>/: its config, log, figures and checkpoints."""
 
+import contextlib
 import copy
 import json
+import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows has none, and a run there no lock
+    fcntl = None
 
 from utils import dist
 from utils.checkpoint import read_checkpoint, write_atomically, write_json
@@ -63,6 +71,14 @@ class Run:
             )
         return path
 
+    def refuse_checkpoint(self):
+        """Raises UserError where there is a checkpoint, over which a new run would write."""
+        if self.checkpoint().exists():
+            raise UserError(
+                f"{self.folder} has a checkpoint: continue it with 'python train.py -c "
+                f"{self.name}', or choose another name"
+            )
+
     def weights(self):
         """The path of the weights to start another run from: the best, or else the latest."""
         best = self.checkpoint('best')
@@ -81,18 +97,32 @@ class Run:
         except UserError as error:
             raise UserError(f'{self.config_path}: {error}') from None
 
-    def is_of_launch(self, marks):
-        """Whether it was last started by the torchrun with these marks, see dist.launch_marks."""
-        try:
-            last = json.loads(self.config_path.read_text('utf-8'))['run']['commands'][-1]
-            return not set(marks).isdisjoint(last.get('launch', []))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return False
+    def lock(self):
+        """Keeps other programs from training this run until this one ends, however it ends.
 
-    def create(self, config, launch=()):
+        The lock is that of this process alone: it does not pass to those that load images, which
+        may outlive it. Raises UserError where another holds it; a system without locks has none.
+        """
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.holder = open(self.folder / 'lock', 'a+', encoding='utf-8')  # open until the end
+            try:
+                if fcntl:
+                    fcntl.lockf(self.holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                self.holder.seek(0)
+                who = self.holder.read().strip() or 'another program'
+                raise UserError(
+                    f'{self.folder} is being trained by {who}: end that first'
+                ) from None
+            self.holder.truncate(0)
+            self.holder.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+            self.holder.flush()
+
+    def create(self, config):
         """Makes the folder and records the config with the command, versions and commit.
 
-        launch: the marks of the torchrun that started this (dist.launch_marks). Raises UserError.
+        Raises UserError.
         """
         record = {
             'command': shlex.join(['python', *sys.argv]),
@@ -100,7 +130,6 @@ class Run:
             'torch': str(torch.__version__),
             'commit': git_commit(),
             'ranks': dist.world_size(),
-            'launch': list(launch),
         }
         config['run'].setdefault('commands', []).append(record)
         try:

@@ -61,6 +61,47 @@ def start(launcher, script, *args, cwd, settings=()):
     )  # fmt: skip
 
 
+def machines(folder, settings, name, restarts=0):
+    """Starts training on two machines, each the torchrun of one rank, that are both this one.
+
+    Returns the two, and a function that starts another in place of the second. They meet at the
+    first, which must not be killed.
+    """
+    port = free_port()
+    meet = ('--rdzv-backend', 'c10d', '--rdzv-endpoint', f'localhost:{port}')
+    launcher = torchrun('--nnodes', '2', *meet, '--max-restarts', str(restarts), ranks=1)
+
+    def begin():
+        return start(launcher, 'train.py', '-e', name, cwd=folder, settings=settings)
+
+    first = begin()
+    wait_for(lambda: is_open(port), first, 'a place to meet')
+    return first, begin(), begin
+
+
+def is_open(port):
+    """Whether someone listens at a TCP port of this machine."""
+    with contextlib.suppress(OSError), socket.create_connection(('localhost', port), 1):
+        return True
+    return False
+
+
+def lose_rank(folder, settings, name, replaced, step=1):
+    """Kills the rank of one of two machines at some step, or with `replaced` its agent as well.
+
+    A new agent takes the place of a killed one. Returns the exit codes and what was printed.
+    """
+    first, second, begin = machines(folder, settings, name, restarts=1)
+    wait_for(lambda: trains(Path(folder, 'exp', name), step), first, f'step {step}')
+    for pid in [second.pid] * replaced + children(second.pid):
+        os.kill(pid, signal.SIGKILL)
+    if replaced:
+        second.communicate()
+        second = begin()
+    ends = [finish(agent) for agent in (first, second)]
+    return [code for code, _ in ends], '\n'.join(output for _, output in ends)
+
+
 def finish(process):
     """Waits for a process; returns its exit code and what it printed."""
     try:
