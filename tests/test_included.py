@@ -51,3 +51,18 @@ def test_a_training_starts_from_them(included, call_script, tiny):
     )
     assert done.returncode == 0, done.stderr
     assert 'starts with the weights of' in done.stdout
+
+
+def test_the_small_network_finds_people_in_photos(shared, work, call_script, root, monkeypatch):
+    """On 24 photos of COCO at half size that it never saw."""
+    monkeypatch.setattr(run_module, 'REPOSITORY', root)
+    folder = shared / 'coco_real'
+    annotations = folder / 'annotations/person_keypoints_dev_large.json'
+    if not annotations.is_file():
+        pytest.skip(f'needs {annotations}')
+    done = call_script('test.py', '-c', 'small', '--limit', 24, '--vis', 0,
+                       '--annotations', annotations, '--images', folder / 'images')  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = json.loads((work / 'exp/small/results.json').read_text())
+    (figures,) = results.values()
+    assert figures['AP50'] > 0.4

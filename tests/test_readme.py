@@ -30,7 +30,7 @@ ELSEWHERE = ('pip install -r requirements.txt', 'python -m pytest')
 
 def commands():
     """The commands of README's blocks, in their order."""
-    lines = re.findall(r'^    ((?:python|torchrun|pip) .*)$', README, re.MULTILINE)
+    lines = re.findall(r'^    (?:\w+=\w+ )?((?:python|torchrun|pip) .*)$', README, re.MULTILINE)
     parts = [part.strip() for line in lines for part in line.partition('  #')[0].split('&&')]
     return list(dict.fromkeys(part for part in parts if part not in ELSEWHERE))
 
@@ -60,6 +60,8 @@ def place(work, make_coco, golden):
         clip.write(np.full((64, 96, 3), value, np.uint8))
     clip.release()
     shutil.copy(golden('checkpoint.pth.tar'), work)
+    (work / 'models').mkdir()
+    shutil.copy(ROOT / 'models' / 'small.pth.tar', work / 'models')
     return work
 
 
