@@ -16,6 +16,7 @@ import argparse
 import importlib
 import json
 import sys
+import zlib
 from itertools import zip_longest
 from pathlib import Path
 
@@ -320,7 +321,9 @@ def open_lines(run, func, split, args):
         'photos': [split.file, len(split)],
         'rank': [rank, dist.world_size()],
     }
-    lines = Lines(run.folder / f'dt.partial{f"-{rank}" * (rank > 0)}.jsonl', key)
+    # Two evaluations at a time have a file each.
+    name = f'dt.partial-{zlib.crc32(json.dumps(key).encode()):08x}.jsonl'
+    lines = Lines(run.folder / name, key)
     if len(lines) and rank == 0:
         print(f'{lines.path}: an earlier evaluation goes on behind {len(lines)} batches')
     return lines

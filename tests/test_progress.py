@@ -66,13 +66,13 @@ def test_a_killed_evaluation_goes_on(run1, call_script, monkeypatch):
     monkeypatch.setattr(Lines, 'append', killed)
     with pytest.raises(MemoryError):
         call_script('test.py', '-c', 'run1')
-    assert (folder / 'dt.partial.jsonl').is_file() and not (folder / 'dt.json').exists()
+    assert list(folder.glob('dt.partial-*.jsonl')) and not (folder / 'dt.json').exists()
     monkeypatch.setattr(Lines, 'append', lambda self, content: (batches.append(content),
                                                                 append(self, content)))  # fmt: skip
     done = call_script('test.py', '-c', 'run1')
     assert 'goes on behind 2 batches' in done.stdout and len(batches) == 3
     assert (folder / 'dt.json').read_bytes() == whole
-    assert not (folder / 'dt.partial.jsonl').exists()
+    assert not list(folder.glob('dt.partial-*.jsonl'))
 
 
 @pytest.mark.parametrize('change', ['settings', 'weights', 'photos', 'scales'])
