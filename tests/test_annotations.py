@@ -149,11 +149,13 @@ def test_boxes_without_keypoints_are_no_people(coco, configure):
     box, null, empty = (dict(coco.content['annotations'][0]) for _ in range(3))
     del box['keypoints']
     null['keypoints'], empty['keypoints'] = None, []
-    coco.content['annotations'] += [box, null, empty]
+    coco.content['annotations'][1:1] = [box, null, empty]
     rewrite(coco)
     split, _ = open_splits(configure(*coco.settings)['data'])
     assert split.count_people().tolist() == [1, 3]
-    assert len(split.annotations(0)) == 5 and not split.keypoints[-3:].any()
+    assert len(split.annotations(0)) == 5 and not split.keypoints[1:4].any()
+    read = split.keypoints[split.people(1)].reshape(3, 51).tolist()
+    assert read == [entry['keypoints'] for entry in coco.content['annotations'][4:7]]
 
 
 # --- errors ---
@@ -260,6 +262,8 @@ def test_figures_are_those_of_pycocotools(coco, configure):
         joints[:, :2] += rng.normal(0, 3, (17, 2))
         detections.append({'image_id': entry['image_id'], 'category_id': 1, 'score': rng.random(),
                            'keypoints': joints.flatten().tolist()})  # fmt: skip
+    inside = {'image_id': coco.train_ids[0], 'category_id': 1, 'keypoints': 17 * [12.0, 40.0, 1.0]}
+    detections += [inside | {'score': 0.95}, inside | {'score': 0.99}]  # a crowd takes any number
     figures, *_ = coco_scores(split, detections)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(coco.annotations))
