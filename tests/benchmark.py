@@ -29,6 +29,7 @@ import torch
 
 import test
 from data.coco_pose import dp, ref
+from data.coco_pose.splits import open_file
 from task import pose
 from task.loss import AELoss
 from tests import references
@@ -111,7 +112,7 @@ def drawn_outputs(people_input, sides, seed=0):
 
 
 def photo_split(folder):
-    """A ref.Split of one 640 x 480 photo with three people and a crowd, written into `folder`."""
+    """A Split of one 640 x 480 photo with three people and a crowd, written into `folder`."""
     rng = np.random.default_rng(0)
     photo = cv2.resize(rng.integers(0, 255, (30, 40, 3), np.uint8), (640, 480))
     noise = rng.integers(-12, 12, photo.shape)
@@ -127,7 +128,9 @@ def photo_split(folder):
          'segmentation': {'size': [480, 640], 'counts': [0, 20 * 480, 620 * 480]}}
     )  # fmt: skip
     record = {'id': 1, 'file_name': '1.jpg', 'width': 640, 'height': 480}
-    return ref.Split('', Path(folder), [1], {1: record}, annotations)
+    file = Path(folder) / 'photo.json'
+    file.write_text(json.dumps({'images': [record], 'annotations': annotations}), 'utf-8')
+    return open_file(file, folder, ref.COCO)
 
 
 # Parts ------------------------------------------------------------------------------------------
@@ -139,10 +142,10 @@ def bench_sample(config, repeats, device):
     with tempfile.TemporaryDirectory() as folder:
         split = photo_split(folder)
         dataset = dp.Dataset(split, config['train'], config['augmentation'])
-        people = np.array(dataset.people[1], float)
+        people = split.keypoints[split.people(0)]
         rng = np.random.default_rng(0)
         ours, plain = medians(
-            [lambda: dataset[0, 0], lambda: references.sample(split.path(1), people, config, rng)],
+            [lambda: dataset[0, 0], lambda: references.sample(split.path(0), people, config, rng)],
             repeats, device,
         )  # fmt: skip
     return [row('training sample at 512, one core', ours, plain, wanted=0.008)]

@@ -19,8 +19,8 @@ def test_samples(tmp_path):
     for turn in range(4):
         sample = dataset[turn, 0]
         rng = np.random.default_rng((0, turn, 0))
-        people = np.array(dataset.people[1], float)
-        image, mask, heatmaps = references.sample(split.path(1), people, config, rng)
+        people = split.keypoints[split.people(0)]
+        image, mask, heatmaps = references.sample(split.path(0), people, config, rng)
         assert np.abs(image - sample['imgs']).mean() < 1e-3
         assert (mask == sample['masks']).mean() > 0.99 and 0 < mask.mean() < 1
         assert np.abs(heatmaps - sample['heatmaps']).max() < 0.012  # a window ends at 0.011
