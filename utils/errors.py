@@ -1,6 +1,7 @@
 """The one error that a user can put right, and what a command returns to the shell."""
 
 import multiprocessing
+import os
 import re
 import signal
 import sys
@@ -61,7 +62,12 @@ def exit_code(main):
         return say(f'{error.filename}: {error.strerror}' if named else error, 1)
     finally:
         end_workers()
-    dist.stop()
+    if dist.active():
+        dist.stop()
+        # The threads of the process group may abort a process that ends the usual way.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 
