@@ -255,9 +255,9 @@ def prepare(args):
     Returns the model, on its devices and with its losses, the loaders, the State and the Report.
     """
     run = Run(args.exp if args.continue_exp is None else args.continue_exp)
-    restarted = dist.restarted()
+    launch = dist.launch_marks()
     # Rank 0 reads, and the others get what it read.
-    config, resumes = dist.share(lambda: choose_config(args, run, restarted))
+    config, resumes = dist.share(lambda: choose_config(args, run, launch))
     checkpoint = read_checkpoint(run.checkpoint()) if resumes else {}
     init = None if resumes else config['run'].get('init')
     check_shares(config['train'])
@@ -282,7 +282,7 @@ def prepare(args):
         if not resumes:
             run.lock()
             run.refuse_checkpoint()  # another program may have begun and ended this run since
-        run.create(config)
+        run.create(config, launch)
     report = Report(run, config['train']['loss_weights'], state.step)
     _, precision = choose_precision(config['train']['precision'], device)
     workers = worker_count(config['train']['num_workers'])
@@ -310,16 +310,16 @@ def check_shares(settings):
         )
 
 
-def choose_config(args, run, restarted):
+def choose_config(args, run, launch):
     """The config of a run, and whether it continues, locked then. Raises UserError.
 
-    restarted: by torchrun, after which the command of a new run goes on with its checkpoint.
+    launch: see dist.launch_marks. After a restart by torchrun the command of a new run goes on.
     """
     resumes = args.continue_exp is not None
     if resumes and args.init:
         raise UserError('--init is for a new run (-e); -c continues one with its own weights')
-    if not resumes and restarted:
-        resumes = run.checkpoint().exists()
+    if not resumes and run.checkpoint().exists():
+        resumes = run.is_of_launch(launch)
     if resumes:
         run.require()
         run.lock()

@@ -162,6 +162,23 @@ def test_a_killed_rank_is_restarted_and_ends_with_the_undisturbed_weights(place,
     assert not common.differences(common.checkpoint_of(run), undisturbed)
 
 
+def test_a_refused_launch_that_is_restarted_leaves_the_run_as_it_was(train, place):
+    """A restart alone does not make a run of another launch its own."""
+    folder, settings = place
+    steps = ('train.epochs=1', 'train.train_iters=4')
+    train(common.PLAIN, 'old', *steps)
+    run = folder / 'exp' / 'old'
+    before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
+    more = [*settings, *common.TINY, 'train.epochs=3', 'train.train_iters=4']
+    launcher = common.torchrun('--max-restarts', '1')
+    code, output = common.finish(
+        common.start(launcher, 'train.py', '-e', 'old', cwd=folder, settings=more)
+    )
+    assert code != 0 and 'has a checkpoint: continue it with' in output, output
+    assert 'continuing at step' not in output and 'terminate called' not in output
+    assert {path: path.read_bytes() for path in run.rglob('*') if path.is_file()} == before
+
+
 def test_one_program_trains_a_run_until_it_dies_whatever_its_workers_do(place):
     folder, settings = place
     chosen = [*settings, *common.TINY, *WHOLE, 'train.num_workers=2']

@@ -7,6 +7,8 @@ are tensors and bytes on the CPU (gloo), so that they never wait for a GPU.
 import datetime
 import json
 import os
+import socket
+from pathlib import Path
 
 import torch
 import torch.distributed as distributed
@@ -102,11 +104,6 @@ def any_rank(flag):
     return bool(flags)
 
 
-def restarted():
-    """Whether torchrun has restarted any rank; an agent that replaces another counts from 0."""
-    return any_rank(int(os.environ['TORCHELASTIC_RESTART_COUNT']) if active() else 0)
-
-
 def gather(tensor):
     """The tensors (N, ...) of all ranks, on the CPU, one after another: (world_size * N, ...)."""
     tensor = tensor.cpu()
@@ -152,3 +149,22 @@ def share(read):
         return read()
     data = json.dumps(read()).encode() if rank() == 0 else b''
     return json.loads(bytes(share_bytes(data)))
+
+
+def launch_marks():
+    """What marks this launch of torchrun, the same after a restart: its id, and its agents.
+
+    An agent is the torchrun process of one machine, which outlives the processes it restarts. At
+    least one of them is still there when others, and their machines, have gone. A count of restarts
+    is not enough: a launch that was refused is restarted as well.
+    """
+    if not active():
+        return []
+    agent = os.getppid()
+    try:  # with the time of its start, since numbers of processes come back
+        started = Path(f'/proc/{agent}/stat').read_text('utf-8').rpartition(')')[2].split()[19]
+    except OSError:
+        started = ''
+    marks = gather_bytes(f'{socket.gethostname()} {agent} {started}'.encode())
+    named = os.environ.get('TORCHELASTIC_RUN_ID', 'none')
+    return sorted({mark.decode() for mark in marks} | ({named} - {'none'}))

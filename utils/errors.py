@@ -33,6 +33,17 @@ def exit_code(main):
     """
     if hasattr(sys.stdout, 'reconfigure'):  # a terminal may lack letters, as of joints' names
         sys.stdout.reconfigure(errors='backslashreplace')
+    code = run(main)
+    if dist.active():
+        # The threads of the process group may abort a process that ends the usual way.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def run(main):
+    """Calls main(); returns the exit code, errors that a user can cause said."""
     try:
         code = main() or 0
     except (UserError, dist.LaunchError) as error:
@@ -62,12 +73,7 @@ def exit_code(main):
         return say(f'{error.filename}: {error.strerror}' if named else error, 1)
     finally:
         end_workers()
-    if dist.active():
-        dist.stop()
-        # The threads of the process group may abort a process that ends the usual way.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    dist.stop()
     return code
 
 

@@ -97,6 +97,14 @@ class Run:
         except UserError as error:
             raise UserError(f'{self.config_path}: {error}') from None
 
+    def is_of_launch(self, marks):
+        """Whether it was last started by the torchrun with these marks, see dist.launch_marks."""
+        try:
+            last = json.loads(self.config_path.read_text('utf-8'))['run']['commands'][-1]
+            return not set(marks).isdisjoint(last.get('launch', []))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return False
+
     def lock(self):
         """Keeps other programs from training this run until this one ends, however it ends.
 
@@ -119,10 +127,10 @@ class Run:
             self.holder.write(f'process {os.getpid()} on {socket.gethostname()}\n')
             self.holder.flush()
 
-    def create(self, config):
+    def create(self, config, launch=()):
         """Makes the folder and records the config with the command, versions and commit.
 
-        Raises UserError.
+        launch: see dist.launch_marks. Raises UserError.
         """
         record = {
             'command': shlex.join(['python', *sys.argv]),
@@ -130,6 +138,7 @@ class Run:
             'torch': str(torch.__version__),
             'commit': git_commit(),
             'ranks': dist.world_size(),
+            'launch': list(launch),
         }
         config['run'].setdefault('commands', []).append(record)
         try:
