@@ -34,7 +34,7 @@ from utils.affine import kpt_affine, warp
 from utils.checkpoint import read_checkpoint, write_json
 from utils.config import apply_settings, check_config, load_task
 from utils.device import choose_device, choose_precision, one_thread
-from utils.errors import UserError, exit_code
+from utils.errors import UserError, exit_code, warn_once
 from utils.group import HeatmapParser
 from utils.loading import make_loader, worker_count
 from utils.multiscale import as_rgb, input_frames, merge, photo_maps
@@ -194,7 +194,7 @@ def predict(func, split, mode, scales=None, found=None):
         B, batch = len(numbers), []
         for b, number in enumerate(numbers):
             if problems[b]:
-                print(f'warning: {problems[b]}; it has no detections', file=sys.stderr, flush=True)
+                warn_once(f'{problems[b]}; it has no detections')
                 batch.append(None)
                 continue
             maps = [pred[b::B] for pred in preds]

@@ -288,7 +288,7 @@ def prepare(args):
     workers = worker_count(config['train']['num_workers'])
     notes = (
         describe(run, config, network, loaders, workers, precision),
-        *ref.describe(config['data']),
+        *ref.describe(config),
         *splits.describe(loaders['train'].dataset.split),
         *splits.describe(loaders['valid_split']),
         'note: AP will be that on the training photos' * splits.trains_on_valid(config['data']),

@@ -131,10 +131,14 @@ def check_unread(done, path, work):
 def test_a_photo_breaks_before_an_ap_within_training(coco, call_script, tiny, work):
     path = coco.path(coco.valid_ids[1])
     path.write_bytes(path.read_bytes()[:200])
-    ap = 'train.eval_epochs=1'
-    done = call_script('train.py', '-e', 'new', '--set', *coco.settings, *tiny, ap)
-    assert done.returncode == 0 and str(path) in done.stderr
-    assert json.loads((work / 'exp/new/metrics.jsonl').read_text())['unread'] == 1
+    twice = 'train.epochs=2', 'train.eval_epochs=1'
+    done = call_script('train.py', '-e', 'new', '--set', *coco.settings, *tiny, *twice)
+    assert done.returncode == 0
+    assert [str(path) in line for line in done.stderr.splitlines()].count(True) == 1
+    rows = (work / 'exp/new/metrics.jsonl').read_text().splitlines()
+    assert [json.loads(row)['unread'] for row in rows] == [1, 1]
+    epochs = [line for line in done.stdout.splitlines() if line.startswith('epoch ')]
+    assert len(epochs) == 2 and all('| AP 0.000 (1 photo unread) | ' in line for line in epochs)
 
 
 @pytest.mark.parametrize(

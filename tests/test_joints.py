@@ -33,6 +33,11 @@ def settings_of(**lists):
     return pose.__config__['data'] | lists
 
 
+def config_of(**lists):
+    """A config with these lists in its 'data'."""
+    return pose.__config__ | {'data': settings_of(**lists)}
+
+
 def rename(coco, names, category_id=7, **category):
     """Leaves as many joints of a drawn file, under other names that its one category tells."""
     for entry in coco.content['annotations']:
@@ -100,9 +105,9 @@ def test_what_the_config_does_not_say():
     assert joints.sigmas[:2] == ref.COCO.sigmas[5:7]  # shoulders
     assert joints.sigmas[12:] == (0.05, 0.05)  # head and neck
     assert joints.skeleton == () and joints.order == tuple(range(len(CROWDPOSE)))
-    text = '\n'.join(ref.describe(settings_of(joints=CROWDPOSE)))
+    text = '\n'.join(ref.describe(config_of(joints=CROWDPOSE)))
     assert 'no OKS sigma for head, neck' in text and 'left_hip/right_hip' in text
-    assert ref.describe(settings_of()) == []
+    assert ref.describe(config_of()) == []
 
 
 def test_what_the_config_says():
@@ -111,7 +116,7 @@ def test_what_the_config_says():
     joints = ref.get_joints(settings)
     wanted = ref.Joints(('a', 'b', 'c'), (2, 1, 0), ((0, 2),), (0.1, 0.2, 0.3), (2, 0, 1))
     assert joints == wanted
-    assert 'note' not in ''.join(ref.describe(settings))
+    assert 'note' not in ''.join(ref.describe(pose.__config__ | {'data': settings}))
 
 
 @pytest.mark.parametrize('task', [pose, quickstart])

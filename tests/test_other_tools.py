@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from data.coco_pose import dp, ref
+from data.coco_pose.photo import read_photo
 from data.coco_pose.splits import describe, open_splits
 from utils.errors import UserError
 
@@ -80,6 +81,34 @@ def test_areas_that_can_be_stay(opened):
     split, _ = opened(each(area=33.0, keypoints=[0, 0, 2, 100, 100, 2] + [0] * 45, bbox=None,
                              segmentation=[]))  # fmt: skip
     assert set(split.areas) == {5300.0} and split.estimated == 4
+
+
+def test_a_small_area_that_the_segmentation_confirms_stays(opened):
+    corner = [[2, 2, 7, 2, 7, 6, 2, 6]]  # of 5 x 4 pixels, in a box of 8 x 12
+    small = {'keypoints': [2, 2, 2, 7, 6, 2] + [0] * 45, 'bbox': [0, 0, 8, 12]}
+    split, _ = opened(each(area=20.0, segmentation=corner, **small))
+    assert set(split.areas) == {20.0} and split.estimated == 0 and describe(split) == []
+    split, _ = opened(each(area=1, segmentation=corner, **small))
+    assert set(split.areas.round(2)) == {50.88} and split.estimated == 4
+    # Not even where a tool writes the same stroke as both of them.
+    stroke = [[0, 0, 2, 0, 2, 1, 0, 1]]
+    split, _ = opened(each(area=2, segmentation=stroke, keypoints=[5, 5, 2] + [0] * 48,
+                             bbox=[0, 0, 60, 60]))  # fmt: skip
+    assert set(split.areas) == {0.53 * 3600}
+
+
+@pytest.mark.parametrize('area', [0, 1, None])
+@pytest.mark.parametrize('segmentation', [[], None])
+def test_people_without_any_extent_are_noted(opened, area, segmentation):
+    """As CVAT exports single points: AP would be 0 without a word."""
+    point = {'keypoints': [50, 60, 2] + [0] * 48, 'bbox': [50, 60, 0, 0]}
+    split, validation = opened(each(area=area, segmentation=segmentation, **point))
+    assert split.estimated == 0
+    for one, people in ((split, 3), (validation, 1)):
+        assert describe(one) == [
+            f'note: {one.file}: people without an area, a box, or joints that lie apart: {people}; '
+            'AP counts only exact hits of them, so add areas or boxes'
+        ]
 
 
 @pytest.mark.parametrize('change, value', [
@@ -214,7 +243,7 @@ def test_photos_are_mirrored_only_if_the_pairs_are_known(opened, configure, name
     opened(categories(names))
     config = dp.prepare(configure(*opened.coco.settings))
     assert (config['augmentation']['mirror'] > 0) is config['test']['mirror'] is mirrored
-    notes = [line for line in ref.describe(config['data']) if 'photos are not mirrored' in line]
+    notes = [line for line in ref.describe(config) if 'photos are not mirrored' in line]
     assert len(notes) == (not mirrored)
     assert all('set data.flip_pairs' in note and '[[0,0]]' in note for note in notes)
 
@@ -224,7 +253,25 @@ def test_declared_pairs_are_mirrored(opened, configure):
     for pairs in ('[[1,2],[3,4]]', '[[0,0]]'):
         config = dp.prepare(configure(*opened.coco.settings, f'data.flip_pairs={pairs}'))
         assert config['augmentation']['mirror'] == 0.5 and config['test']['mirror']
-        assert not any('not mirrored' in line for line in ref.describe(config['data']))
+        assert not any('not mirrored' in line for line in ref.describe(config))
+
+
+def test_what_a_run_with_mirroring_says(opened, configure):
+    """As one that began before, or that sets it: it still mirrors, so the note must not deny it."""
+    opened(categories(NUMBERED))
+    config = dp.prepare(configure(*opened.coco.settings))
+    config['augmentation']['mirror'] = 0.5
+    (note,) = [line for line in ref.describe(config) if 'say left and right' in line]
+    assert 'not mirrored' not in note and note.startswith(
+        'note: the names of the joints do not say left and right, but photos are mirrored'
+    )
+
+
+def test_joints_without_a_pair_are_named(opened, configure):
+    names = ['pelvis', *(f'{side}_{joint}' for side in ('left', 'right') for joint in 'abcdefgh')]
+    opened(categories(names))
+    text = ref.describe(dp.prepare(configure(*opened.coco.settings)))[0]
+    assert text.endswith('; in the middle: pelvis') and 'mirrored: left_a/right_a, ' in text
 
 
 # --- coordinates ---
@@ -238,12 +285,14 @@ def shares(entry):
 @pytest.mark.parametrize('change, words', [
     (each(keypoints=shares, area=0.02, bbox=[0, 0, 0.2, 0.2]), 'all joints lie between 0 and 1'),
     (each(keypoints=[50, 60, 2] * 17), "all of a person's joints lie on one pixel"),
+    (each(keypoints=[0, 0, 0] + [50, 60, 2] * 16), "all of a person's joints lie on one pixel"),
+    (each(keypoints=[50, 60, 2] * 2 + [9, 9, 0] * 15), "all of a person's joints lie on one pixel"),
     (each(keypoints=[300, 400, 2] * 10 + [50, 60, 2] * 7), '59% of the joints lie outside'),
     (each(), ''),
 ])  # fmt: skip
 def test_coordinates_that_are_no_pixels_are_noted(opened, change, words):
     split, _ = opened(change)
-    notes = [note for note in describe(split) if 'area' not in note]
+    notes = [note for note in describe(split) if ' area' not in note]
     assert len(notes) == bool(words) and all(words in note for note in notes)
 
 
@@ -281,3 +330,52 @@ def test_a_turned_photo_is_read_in_the_frame_of_its_annotations(opened, orientat
         assert photo.shape == wanted.shape
         gaps = [np.abs(photo.astype(int) - one).mean() for one in (wanted, np.rot90(wanted, 2))]
         assert gaps[0] < 8 and gaps[0] < 0.5 * gaps[1]  # it was saved twice as JPEG
+        (note,) = [line for line in describe(split) if 'EXIF' in line]
+        frame, other = ('upright', 'as stored') if drawn else ('as stored', 'upright')
+        assert note == (
+            f'note: {split.file}: EXIF turns 1 of 2 photos looked at: they are read {frame}, or '
+            f'{other} where only that fits their width and height'
+        )
+
+
+@pytest.mark.filterwarnings('error')
+def test_photos_of_nobody_need_no_note(opened):
+    _, validation = opened(lambda content: content['annotations'].pop())
+    assert describe(validation) == [] and not validation.count_people().any()
+
+
+def test_few_of_many_photos_are_looked_at(opened, monkeypatch):
+    for image_id in opened.coco.train_ids:
+        turn(opened.coco.path(image_id), 3)
+    split, _ = opened()
+    monkeypatch.setattr('data.coco_pose.splits.LOOKED_AT', 3)
+    many = split.select(np.arange(50) % 2)
+    assert [line for line in describe(many) if 'EXIF turns 3 of 3 photos looked at' in line]
+
+
+def test_plain_photos_carry_no_turn(opened):
+    turn(opened.coco.path(900001), 1)
+    split, _ = opened()
+    assert describe(split) == []
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_an_avif_is_turned(tmp_path, orientation):
+    """OpenCV never turns it."""
+    colours = np.random.default_rng(0).integers(0, 256, (5, 8, 3), np.uint8)
+    path, exif = tmp_path / 'a.avif', Image.Exif()
+    exif[274] = orientation
+    stored = Image.fromarray(colours.repeat(16, 0).repeat(16, 1))
+    stored.save(path, exif=exif, quality=95)
+    transposed = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }  # fmt: skip
+    upright = stored if orientation == 1 else stored.transpose(transposed[orientation])
+    for wanted, photo in (
+        (stored, read_photo(path)), (upright, read_photo(path, upright=True)),
+        (upright, read_photo(path, np.array(upright.size[::-1]), upright=True)),
+    ):  # fmt: skip
+        assert np.abs(photo.astype(int) - np.asarray(wanted)).mean() < 12

@@ -165,7 +165,8 @@ def test_best_is_the_highest_ap_and_before_any_the_lowest_loss(start):
     assert state.is_best({}, 2.0)
     assert state.is_best({'AP': 0.1}, 9.0)
     assert not state.is_best({}, 1.0)  # a loss does not beat an AP
-    assert not state.is_best({'AP': 0.1}, 1.0)
+    assert not state.is_best({'AP': 0.0}, 1.0)
+    assert state.is_best({'AP': 0.1}, 9.5)  # of equal ones the later, which has trained for longer
     assert state.is_best({'AP': 0.2}, 9.0)
 
 

@@ -1,5 +1,6 @@
 """The one error that a user can put right, and what a command returns to the shell."""
 
+import functools
 import multiprocessing
 import os
 import re
@@ -23,6 +24,12 @@ class UserError(Exception):
     def __str__(self):
         # Raised in a DataLoader worker, it arrives with the worker's whole traceback in front.
         return self.args[0].rsplit('UserError: ', 1)[-1].strip()
+
+
+@functools.cache
+def warn_once(text):
+    """Prints a warning on stderr, the first time that this process has it."""
+    print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
 def exit_code(main):

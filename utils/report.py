@@ -137,6 +137,8 @@ class Report:
         self.write('metrics.jsonl', lambda: self.add_metrics(metrics))
         self.write('events', lambda: self.board.epoch(metrics, valid_losses, pictures))
         ap = f' | AP {metrics["AP"]:.3f}' if 'AP' in metrics else ''
+        if unread := metrics.get('unread'):
+            ap += f' ({unread} photo{"s" * (unread > 1)} unread)'
         skipped = f' | skipped {metrics["skipped"]}' if metrics['skipped'] else ''
         self.say(
             f'epoch {metrics["epoch"]}/{epochs} | {format_losses(losses)} | valid '

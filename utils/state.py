@@ -121,7 +121,7 @@ class State:
     def is_best(self, figures, valid_objective):
         """Whether an epoch is the best so far: by AP, or by validation loss before any AP."""
         if figures:
-            better = figures['AP'] > self.best['AP']
+            better = figures['AP'] >= self.best['AP']  # of equal ones, more training
             self.best['AP'] = max(self.best['AP'], figures['AP'])
         else:
             better = self.best['AP'] < 0 and valid_objective < self.best['valid']

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import math
 import re
 from array import array
 from dataclasses import dataclass, replace
@@ -197,7 +198,7 @@ class Reader:
         area = entry.area or 0
         if any(keypoints[2::3]) and not entry.iscrowd:
             area = plausible_area(entry, raw, self.sizes[place] if place >= 0 else (0, 0))
-            self.estimated += area != entry.area
+            self.estimated += area not in (0, entry.area)
         self.table.extend((place, entry.iscrowd or 0, len(keypoints) > 0, area, *box))
         self.keypoints.extend(keypoints)
 
@@ -230,23 +231,25 @@ class Reader:
 def plausible_area(entry, raw, size):
     """A person's area in pixels, which OKS depends on: estimated if it is missing or cannot be.
 
+    0 where nothing in the entry has an extent.
     People of COCO cover 0.53 of their box, and no more than that of the box of their joints.
     """
     k = entry.keypoints
     seen = [(x, y) for x, y, v in zip(k[::3], k[1::3], k[2::3], strict=True) if v]
     width, height = (max(values) - min(values) for values in zip(*seen, strict=True))
     least = max(LEAST_AREA, width * height / 100)
-    if entry.area is not None and entry.area > least:
-        return entry.area
-    estimates = []
+    given = entry.area or 0
+    if given > least:
+        return given
+    boxes = [math.prod((entry.bbox or (0, 0))[-2:]), width * height]
+    estimates = [0.53 * box for box in boxes]
     with contextlib.suppress(msgspec.DecodeError, ValueError):
         region = msgspec.json.decode(raw, type=RegionEntry, strict=False).segmentation
-        estimates.append(rle_mask.area(pack(region, list(size))) if region else 0)
-    estimates += [
-        0.53 * box_width * box_height
-        for box_width, box_height in ((entry.bbox or (0, 0, 0, 0))[2:], (width, height))
-    ]
-    return float(next((area for area in estimates if area > least), entry.area or 0))
+        estimates[:0] = [float(rle_mask.area(pack(region, list(size))))] if region else []
+    # Some people are truly small.
+    if given > max(boxes) / 100 and any(area / 2 <= given <= 2 * area for area in estimates):
+        return given
+    return next((area for area in estimates if area > least), max(estimates))
 
 
 def explain(error):

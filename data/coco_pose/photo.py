@@ -6,11 +6,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from utils.errors import UserError
 from utils.regions import MOST_PIXELS
 
+ORIENTATION = 274  # the tag of EXIF
 Image.MAX_IMAGE_PIXELS = None  # Pillow warns of fewer
 
 
@@ -59,8 +60,18 @@ def read_photo(path, size=(0, 0), upright=False):
     return photo
 
 
+def is_turned(file):
+    """Whether a photo, a path or stream, says in EXIF that it is to be shown turned or mirrored."""
+    with contextlib.suppress(Exception), Image.open(file) as image:
+        return image.getexif().get(ORIENTATION, 1) in range(2, 9)
+    return False
+
+
 def decode(data, upright):
     """The pixels in the bytes of a photo, or None."""
+    if upright and b'avif' in data[8:40] and is_turned(io.BytesIO(data)):  # OpenCV turns no AVIF
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
+            return np.array(ImageOps.exif_transpose(image).convert('RGB'))
     # Pillow's pixels of a JPEG are the same, but take twice the time.
     flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
     with contextlib.suppress(cv2.error):

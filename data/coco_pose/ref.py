@@ -165,19 +165,23 @@ def lacks_pairs(settings):
     return not settings['flip_pairs'] and single > max(3, len(flip) / 2)
 
 
-def describe(settings):
-    """What a run says about joints, of a config's 'data', that are not COCO's, as lines."""
-    joints = get_joints(settings)
+def describe(config):
+    """What a run says about its joints if they are not COCO's, as lines."""
+    joints = get_joints(config['data'])
     if joints.names == COCO.names:
         return []
     names = joints.names
     pairs = [f'{names[k]}/{names[m]}' for k, m in enumerate(joints.flip) if k < m]
     text = [f'joints: {", ".join(names)}; mirrored: {", ".join(pairs) or "none"}']
+    if pairs and (single := [names[k] for k, m in enumerate(joints.flip) if k == m]):
+        text[0] += f'; in the middle: {", ".join(single)}'
     sigmas = zip(names, joints.sigmas, strict=True)
     guessed = [n for n, sigma in sigmas if n not in COCO.names and sigma == UNKNOWN_SIGMA]
-    if lacks_pairs(settings):
+    if lacks_pairs(config['data']):
+        mirrors = config['augmentation']['mirror'] > 0 or config['test']['mirror']
         text.append(
-            'note: the names of the joints do not say left and right, so photos are not mirrored; '
+            'note: the names of the joints do not say left and right, '
+            f'{"but photos are mirrored" if mirrors else "so photos are not mirrored"}; '
             'set data.flip_pairs to the pairs that a mirrored photo swaps, such as [[1,2],[3,4]], '
             'or to [[0,0]] if there are none, with augmentation.mirror=0.5 test.mirror=True'
         )

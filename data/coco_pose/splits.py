@@ -9,7 +9,11 @@ import numpy as np
 
 from data.coco_pose import ref
 from data.coco_pose.annotations import read_file
+from data.coco_pose.photo import is_turned
 from utils.errors import UserError
+from utils.regions import FAR
+
+LOOKED_AT = 1000  # photos, evenly spaced, of a larger split
 
 
 def sources(settings):
@@ -164,6 +168,11 @@ def describe(split):
     sizes = np.repeat(split.sizes[:, ::-1], split.count_people(), axis=0)[:, None]  # width, height
     points, seen = split.keypoints[rows][..., :2], split.keypoints[rows][..., 2] > 0
     outside = ((points < 0) | (points > np.where(sizes > 0, sizes, np.inf))).any(-1)
+    low, high = (end(points, 1, initial=far, where=seen[..., None])
+                 for end, far in ((np.min, FAR), (np.max, -FAR)))  # fmt: skip
+    looked_at = np.linspace(0, len(split) - 1, min(len(split), LOOKED_AT), dtype=int)
+    turned = sum(is_turned(split.path(number)) for number in looked_at)
+    frames = ('upright', 'as stored') if split.upright else ('as stored', 'upright')
     notes = []
     if split.excluded:
         notes.append(f'{split.excluded} photos are validated on, and left out of training')
@@ -172,17 +181,24 @@ def describe(split):
             f'{split.estimated} people have no plausible area, which AP depends on: it is estimated'
             ' from their segmentation or box'
         )
+    if unknown := (split.areas[rows] == 0).sum():
+        notes.append(
+            f'people without an area, a box, or joints that lie apart: {unknown}; AP counts only '
+            'exact hits of them, so add areas or boxes'
+        )
+    if turned:
+        notes.append(
+            f'EXIF turns {turned} of {len(looked_at)} photos looked at: they are read {frames[0]}, '
+            f'or {frames[1]} where only that fits their width and height'
+        )
     if seen.any() and abs(points[seen]).max() <= 1:
         notes.append(
             'all joints lie between 0 and 1: expected pixels; multiply x by the width of the photo '
             'and y by its height'
         )
-    elif (
-        seen.sum() > len(rows)
-        and (np.ptp(np.where(seen[..., None], points, points[:, :1]), 1) == 0).all()
-    ):
+    elif seen.sum() > len(rows) and (low == high).all():
         notes.append("all of a person's joints lie on one pixel")
-    elif outside[seen].mean() > 0.5:
+    elif seen.any() and outside[seen].mean() > 0.5:
         notes.append(f'{outside[seen].mean():.0%} of the joints lie outside of their photos')
     return [f'note: {split.file}: {note}' for note in notes]
 
