@@ -85,7 +85,7 @@ def load(name, which='checkpoint', task='pose', settings=()):
     check_config(config, len(ref.get_joints(config['data']).names))
     network = load_task(config['run']['task']).make_network(config).network
     load_network(network, read_checkpoint(path)['state_dict'], path)
-    device = choose_device(config['test']['device'])
+    device = choose_device(config['test'])
     dtype, _ = choose_precision(config['test']['precision'], device)
     return Predictor(network.to(device).eval(), config, device, dtype)
 
@@ -188,6 +188,7 @@ def predict(func, split, mode, scales=None, found=None):
     progress = Progress(sum(map(len, done + own)), f'test {mode}', 'photo')
     progress.update(sum(map(len, done)))
     for numbers, sizes, frames, problems, inputs in loader:
+        inputs = [x.to(func.device, non_blocking=True) for x in inputs]
         if config['test']['mirror']:
             inputs = [torch.cat([x, x.flip(2)]) for x in inputs]
         preds = [func(x)[0][:, -1] for x in inputs]
@@ -204,11 +205,11 @@ def predict(func, split, mode, scales=None, found=None):
         progress.update(B)
     progress.close()
     if dist.world_size() > 1:
-        shares = dist.gather_bytes(json.dumps(list(found)).encode())
+        shares = dist.gather_values(list(found))
         if dist.rank() > 0:
             return [], 0
         # Batches were dealt out like cards.
-        dealt = zip_longest(*map(json.loads, shares), fillvalue=[])
+        dealt = zip_longest(*shares, fillvalue=[])
         found = (batch for batches in dealt for batch in batches)
     entries = [entry for batch in found for entry in batch]
     detections = [entry for entry in entries if entry is not None]

@@ -70,16 +70,17 @@ def split(batch, passes, device):
     return [{name: tensors[name][i] for name in INPUTS} for i in range(passes)]
 
 
-def train_step(model, optimizer, batch, lr, settings, dtype):
+def train_step(model, optimizer, scaler, batch, lr, settings, dtype):
     """One step of Adam on this rank's share of a batch. settings: the config's 'train'.
 
-    Returns, on the device, the mean losses (L, S) and the norm of the gradients, and whether the
-    step was applied: with train.on_nonfinite='skip' it is not where either is not finite on any
-    rank, and then the weights, the optimizer and BatchNorm's statistics stay as they were.
+    scaler: a GradScaler, which only float16 needs. Returns, on the device, the mean losses (L, S)
+    and the norm of the gradients, and whether the step was applied: with float16 or
+    train.on_nonfinite='skip' it is not where either is not finite on any rank, and then the
+    weights, the optimizer and BatchNorm's statistics stay as they were.
     """
     weights, passes = settings['loss_weights'], settings['accumulate']
     device = next(model.parameters()).device
-    skips = settings['on_nonfinite'] == 'skip'
+    skips = settings['on_nonfinite'] == 'skip' or scaler.is_enabled()
     buffers = [buffer.clone() for buffer in model.buffers()] if skips else []
     optimizer.zero_grad()
     means = 0
@@ -89,19 +90,22 @@ def train_step(model, optimizer, batch, lr, settings, dtype):
         with model.no_sync() if waits else contextlib.nullcontext():
             losses = model(**part, dtype=dtype)  # (B, S) each
             objective = weighted_sum({name: losses[name].mean() for name in weights}, weights)
-            (objective / passes).backward()
+            scaler.scale(objective / passes).backward()
         means = means + batch_means(losses, weights) / passes
+    scaler.unscale_(optimizer)
     gradients = [param.grad for param in model.parameters() if param.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     if skips and dist.any_rank(not (means.isfinite().all() and norm.isfinite())):
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(before)
+        scaler.update()
         return means, norm, False
     if settings['clip_norm'] > 0:
         nn.utils.clip_grads_with_norm_(model.parameters(), settings['clip_norm'], norm)
     for parameters in optimizer.param_groups:
         parameters['lr'] = lr
-    optimizer.step()
+    scaler.step(optimizer)
+    scaler.update()
     return means, norm, True
 
 
@@ -120,6 +124,8 @@ def add_losses(state, recent, report):
             state.add_step(losses[i])
             continue
         in_a_row = state.skip_step()
+        if finite and state.scaler.is_enabled() and in_a_row <= MOST_SKIPS:
+            continue  # float16's range was exceeded: the scaler has lowered its factor
         found = (
             f'{"gradients" if finite else "losses"} are not finite at step {step}: '
             f'{format_losses(state.named(losses[i])).replace(" |", ",")}; '
@@ -140,7 +146,7 @@ def train_epoch(model, batches, state, report, stopper, dtype):
     model.train()
     last = (state.epoch + 1) * settings['train_iters']
     report.begin_epoch(state.epoch + 1, settings['train_iters'], last - state.step)
-    start = saved = time.monotonic()
+    start = time.monotonic()
     samples, waited, recent = state.samples, 0.0, []
     while state.step < last:
         before = time.monotonic()
@@ -148,7 +154,9 @@ def train_epoch(model, batches, state, report, stopper, dtype):
         waited += time.monotonic() - before
         report.check_photos(batch)
         lr = learning_rate(settings, state.step)
-        losses, norm, applied = train_step(model, state.optimizer, batch, lr, settings, dtype)
+        losses, norm, applied = train_step(
+            model, state.optimizer, state.scaler, batch, lr, settings, dtype
+        )
         state.advance(settings['batchsize'], applied)
         recent.append((state.step, batch['image_id'], losses, norm, applied))
         report.bar.update()
@@ -157,9 +165,8 @@ def train_epoch(model, batches, state, report, stopper, dtype):
             add_losses(state, recent, report)
             recent = []
             report.progress(state, lr)
-            if time.monotonic() - saved > 60 * settings['save_minutes']:
+            if report.save_due(settings['save_minutes']):
                 save(state, report)
-                saved = time.monotonic()
         if stopping:
             raise Interrupted
     report.bar.close()
@@ -203,9 +210,10 @@ def measure_ap(network, config, split):
     return figures, pictures
 
 
-def save(state, report, which='checkpoint'):
+def save(state, report):
     """Saves all that a resume needs to go on as if nothing had happened; whether it could."""
-    return report.write(f'{which}.pth.tar', lambda: report.run.save(state.to_dict(), which))
+    report.saved = time.monotonic()
+    return report.write('checkpoint.pth.tar', lambda: report.run.save(state.to_dict()))
 
 
 def train(model, loaders, state, report, stopper):
@@ -217,11 +225,13 @@ def train(model, loaders, state, report, stopper):
     start, first_epoch = time.monotonic(), state.epoch
     while state.epoch < settings['epochs']:
         speed, data_wait = train_epoch(model, batches, state, report, stopper, dtype)
-        save(state, report)  # whatever happens to validation, the epoch's steps are done
+        measures_ap = every and (state.epoch + 1) % every == 0
+        if measures_ap or report.save_due(settings['save_minutes']):
+            save(state, report)  # whatever happens to validation, the epoch's steps are done
         with stopper.at_once(), state.tested_weights():
             valid_losses = validate(model, loaders['valid'], settings, dtype, report)
             figures, pictures = {}, {}
-            if every and (state.epoch + 1) % every == 0:
+            if measures_ap:
                 figures, pictures = measure_ap(state.network, state.config, loaders['valid_split'])
 
         losses, valid = state.losses(), state.named(valid_losses)
@@ -241,9 +251,12 @@ def train(model, loaders, state, report, stopper):
         }
         state.end_epoch()
         best = dict(state.best)
-        if state.is_best(figures, metrics['valid_objective']) and not save(state, report, 'best'):
+        if state.is_best(figures, metrics['valid_objective']) and not report.write(
+            'best.pth.tar', lambda: report.run.save(state.tested(), 'best')
+        ):
             state.best = best
-        save(state, report)
+        if state.epoch == settings['epochs']:
+            save(state, report)
         per_epoch = (time.monotonic() - start) / (state.epoch - first_epoch)
         eta = per_epoch * (settings['epochs'] - state.epoch)
         report.end_epoch(metrics, losses, valid_losses, pictures, settings['epochs'], eta)
@@ -261,7 +274,8 @@ def prepare(args):
     checkpoint = read_checkpoint(run.checkpoint()) if resumes else {}
     init = None if resumes else config['run'].get('init')
     check_shares(config['train'])
-    device = choose_device(config['train']['device'])
+    device = choose_device(config['train'])
+    dtype, precision = choose_precision(config['train']['precision'], device)
     task = load_task(config['run']['task']).make_network(config)
     network, new_layers = task.network, []
     if resumes:
@@ -272,8 +286,11 @@ def prepare(args):
         weights = read_checkpoint(Path(init))['state_dict']
         new_layers = load_network(network, weights, init, any_outputs=True)
     task.to(device)
+    if config['train']['compile']:
+        network.compile()  # in place: the weights keep their names
     model = spread(task, device)
-    state = State(network, torch.optim.Adam(task.parameters(), fused=True), config)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    state = State(network, torch.optim.Adam(task.parameters(), fused=True), scaler, config)
     if resumes:
         state.load(checkpoint, run.checkpoint())
     loaders = importlib.import_module(config['data_provider']).init(config, state.samples)
@@ -284,10 +301,9 @@ def prepare(args):
             run.refuse_checkpoint()  # another program may have begun and ended this run since
         run.create(config, launch)
     report = Report(run, config['train']['loss_weights'], state.step)
-    _, precision = choose_precision(config['train']['precision'], device)
     workers = worker_count(config['train']['num_workers'])
     notes = (
-        describe(run, config, network, loaders, workers, precision),
+        describe(run, config, network, loaders, workers, device, precision),
         *ref.describe(config),
         *splits.describe(loaders['train'].dataset.split),
         *splits.describe(loaders['valid_split']),

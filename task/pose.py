@@ -64,7 +64,10 @@ __config__ = {
         'joint_weight': 0.0,  # a pixel's heatmap error weighs 1 + joint_weight * target
         'loss_weights': {'detection': 1.0, 'push': 1e-3, 'pull': 1e-3},
         'device': 'auto',  # 'cpu', 'cuda', 'mps' (Apple), or 'auto': 'cuda' where there is one
-        'precision': 'auto',  # 'fp32', 'bf16', or 'auto': bf16 where the device is fast at it
+        # 'fp32', 'bf16', 'fp16', or 'auto': bf16 where the device is fast at it, else fp16 on CUDA.
+        'precision': 'auto',
+        'tf32': True,  # on CUDA float32 is rounded to TF32 in products
+        'compile': False,  # torch.compile: some minutes at the start for faster steps
         'num_workers': -1,  # processes that prepare images; -1 means the cores there are, up to 8
         'log_iters': 10,  # steps between two readings of the losses
         'save_minutes': 10.0,  # a checkpoint at the end of each epoch, and at least this often
@@ -99,6 +102,7 @@ __config__ = {
         'shuffle_tags': False,  # a control: tags in random places, so joints are grouped by chance
         'device': 'auto',  # as in 'train'
         'precision': 'auto',  # as in 'train'
+        'tf32': True,  # as in 'train'
         'num_workers': -1,  # as in 'train'
         'vis': 16,  # photos drawn into exp/<name>/vis, the worst and the best; 0 means none
     },

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import io
 import json
 import os
 import sys
@@ -235,7 +234,7 @@ def test_weights_as_safetensors(convert, refused, golden, work, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors', None)
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
     refused('utils/convert.py', 'file.safetensors', 'exp/new', names=['pip install safetensors'])
-    stand_in = types.SimpleNamespace(load=lambda data: torch.load(io.BytesIO(data)))
+    stand_in = types.SimpleNamespace(load_file=lambda path: torch.load(path.open('rb')))
     monkeypatch.setitem(sys.modules, 'safetensors', types.SimpleNamespace(torch=stand_in))
     monkeypatch.setitem(sys.modules, 'safetensors.torch', stand_in)
     convert('file.safetensors', 'exp/new')

@@ -30,13 +30,13 @@ def prepare(make_coco, work, tiny, monkeypatch):
     return make
 
 
-def step(prepared, batch=None):
+def step(prepared, batch=None, dtype=torch.float32):
     """One step; what train_step returns."""
     model, loaders, state, _ = prepared
     model.train()
     batch = batch or next(iter(loaders['train']))
-    settings = state.config['train']
-    return train.train_step(model, state.optimizer, batch, LR, settings, torch.float32)
+    tools = state.optimizer, state.scaler
+    return train.train_step(model, *tools, batch, LR, state.config['train'], dtype)
 
 
 def gradients(prepared, *args):
@@ -141,10 +141,55 @@ def test_checkpoint_stacks_computes_activations_twice(prepare, twice):
     assert len(calls) == 1 + twice
 
 
+def test_float16_skips_what_exceeds_its_range_and_goes_on_with_a_lower_factor(prepare, capsys):
+    """Without a word, for the scaler looks for the greatest factor that does not."""
+    settings = 'train.precision=fp16', 'train.train_iters=4', 'train.epochs=2', 'model.bn=True'
+    prepared = prepare(*settings)
+    _, _, state, report = prepared
+    state.scaler = torch.amp.GradScaler('cpu', init_scale=2.0**40)
+    before = everything(prepared)
+    assert not step(prepared, dtype=torch.float16)[-1] and same(before, everything(prepared))
+    factor = state.scaler.get_scale()
+    assert factor == 2.0**39
+    rows = run(prepared)
+    assert state.scaler.get_scale() == factor / 2 ** rows[0]['skipped'] / 2 ** rows[1]['skipped']
+    assert rows[0]['skipped'] == 4 and 'warning' not in capsys.readouterr().err
+    # A run that goes on has the factor that it had.
+    saved = read_checkpoint(report.run.checkpoint())
+    other = prepare(*settings)[2]
+    assert other.scaler.get_scale() != state.scaler.get_scale()
+    other.load(saved, report.run.checkpoint())
+    assert other.scaler.get_scale() == state.scaler.get_scale()
+    other = prepare(*settings, 'train.precision=fp32')[2]
+    other.load(saved, report.run.checkpoint())  # which has no use for it
+    assert not other.scaler.is_enabled()
+
+
+def test_gradients_in_float16_are_those_of_float32(prepare):
+    exact = gradients(prepare())
+    close = gradients(prepare('train.precision=fp16'), None, torch.float16)
+    assert 0 < (close - exact).norm() < 0.05 * exact.norm()
+
+
+def test_a_compiled_network_trains_alike_and_saves_plain_names(prepare, monkeypatch):
+    """Compiled by a backend that needs no compiler of C++."""
+    compiled, compile_it = [], torch.nn.Module.compile
+
+    def compile_eagerly(module):
+        compile_it(module, backend=lambda graph, _: compiled.append(graph) or graph)
+
+    monkeypatch.setattr(torch.nn.Module, 'compile', compile_eagerly)
+    plain, other = prepare(), prepare('train.compile=True')
+    assert not compiled
+    assert torch.allclose(gradients(other), gradients(plain), rtol=1e-4, atol=1e-8)
+    assert compiled
+    assert other[2].to_dict()['state_dict'].keys() == plain[2].to_dict()['state_dict'].keys()
+
+
 # --- the loop ---
 
 
-@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+@pytest.mark.parametrize('precision', ['fp32', 'bf16', 'fp16'])
 def test_the_network_trains_in_the_precision_that_is_set(prepare, precision):
     prepared, seen = prepare(f'train.precision={precision}'), {True: set(), False: set()}
     network = prepared[0].network
@@ -152,7 +197,8 @@ def test_the_network_trains_in_the_precision_that_is_set(prepare, precision):
         lambda module, inputs, output: seen[module.training].add(output.dtype)
     )
     run(prepared)
-    expected = {{'fp32': torch.float32, 'bf16': torch.bfloat16}[precision]}
+    types = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+    expected = {types[precision]}
     assert seen == {True: expected, False: expected}
 
 
@@ -161,12 +207,19 @@ def test_best_is_written_at_the_best_epoch_alone(prepare, monkeypatch):
     report, aps, steps = prepared[3], iter([0.1, 0.3, 0.2]), []
     monkeypatch.setattr(train, 'measure_ap', lambda *_: ({'AP': next(aps)}, {}))
     save = report.run.save
-    monkeypatch.setattr(
-        report.run, 'save', lambda s, which: (steps.append((which, s['step'])), save(s, which))
-    )
+
+    def note(saved, which='checkpoint'):
+        steps.append((which, saved['step']))
+        save(saved, which)
+
+    monkeypatch.setattr(report.run, 'save', note)
     run(prepared)
+    # Before each AP, which may fail, and at the end.
+    assert [number for which, number in steps if which == 'checkpoint'] == [1, 2, 3, 3]
     assert [number for which, number in steps if which == 'best'] == [1, 2]
     best = read_checkpoint(report.run.checkpoint('best'))
+    assert not best.keys() & {'optimizer', 'own_weights', 'random'}
+    assert report.run.checkpoint('best').stat().st_size < report.run.checkpoint().stat().st_size / 2
     latest = read_checkpoint(report.run.checkpoint())
     assert not same(best['state_dict'], latest['state_dict'])
     assert latest['best']['AP'] == 0.3 and latest['step'] == 3
@@ -193,3 +246,24 @@ def test_the_figures_of_each_epoch_are_its_own(prepare, monkeypatch):
         unit = sum(weights[name] * factor for name, factor in expected.items())
         assert row['objective'] == pytest.approx(mean * unit)
         assert row['valid_objective'] == pytest.approx(valid * unit)
+
+
+def test_a_checkpoint_is_saved_once_per_save_minutes(prepare, monkeypatch):
+    """And at the end, which is all that a short run without AP needs."""
+    for minutes, expected in ((10.0, [6]), (0.0, [1, 2, 3, 4, 5, 6])):
+        prepared = prepare('train.epochs=3', 'train.train_iters=2', 'train.log_iters=1',
+                           f'train.save_minutes={minutes}')  # fmt: skip
+        state, report = prepared[2:]
+        saved = []
+        write = report.run.save
+        monkeypatch.setattr(
+            report.run, 'save', lambda s, which='checkpoint', write=write, saved=saved: (
+                saved.append(s['step']) if which == 'checkpoint' else None, write(s, which)
+            ),
+        )  # fmt: skip
+        run(prepared)
+        assert sorted(set(saved)) == expected and saved[-1] == 6 and len(saved) < 12
+        report.saved -= 601
+        assert report.save_due(10.0)
+        train.save(state, report)
+        assert not report.save_due(10.0)

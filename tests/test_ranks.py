@@ -253,6 +253,42 @@ def test_an_error_of_any_rank_is_said_once(place, undisturbed):
         photo.write_bytes(whole)
 
 
+SHARED_FILE = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from utils import dist
+dist.PIECE = 7
+dist.start()
+os.chdir(Path({folder!r}, str(dist.rank())))
+for name in ('same', 'other', 'missing', 'nowhere'):
+    try:
+        with dist.shared_file(Path(name)) as path:
+            print(name, dist.rank(), path.name, path == Path(name), path.read_bytes(), flush=True)
+        assert path == Path(name) or not path.parent.exists()
+    except FileNotFoundError:
+        print(name, dist.rank(), 'is not there', flush=True)
+dist.stop()
+"""
+
+
+def test_a_rank_that_does_not_see_the_file_of_rank_0_is_sent_it(tmp_path):
+    for rank, files in enumerate((('same', 'other', 'missing'), ('same', 'other', 'nowhere'))):
+        (tmp_path / str(rank)).mkdir()
+        for name in files:
+            own = rank if name == 'other' else 0
+            (tmp_path / str(rank) / name).write_bytes(b'0123456789 of rank %d' % own)
+    script = tmp_path / 'read.py'
+    script.write_text(SHARED_FILE.format(root=str(common.ROOT), folder=str(tmp_path)))
+    code, output = common.finish(common.start(common.torchrun(), script, cwd=tmp_path))
+    assert code == 0, output
+    lines = output.splitlines()
+    for name, sees in (('same', True), ('other', False), ('missing', False)):
+        for rank, own in ((0, True), (1, sees)):
+            assert f"{name} {rank} {name} {own} b'0123456789 of rank 0'" in lines, output
+    assert [line for line in lines if 'nowhere' in line and 'is not there' in line][1:], output
+
+
 def test_shares_of_ranks_are_the_batches_of_one(monkeypatch):
     """The order of samples depends on the seed and the pass alone."""
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data.coco_pose import ref
-from utils.device import choose_device, choose_precision, spread
+from utils.device import choose_device, choose_precision, describe_device, spread
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -44,13 +44,45 @@ def test_workers_load_photos_under_spawn(make_coco, tiny, run_script, work, monk
 def test_the_device_is_the_one_that_is_set(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    assert [choose_device(name).type for name in ('auto', 'cpu', 'mps')] == ['cpu', 'cpu', 'mps']
+    types = [choose_device({'device': name}).type for name in ('auto', 'cpu', 'mps')]
+    assert types == ['cpu', 'cpu', 'mps']
     assert choose_precision('auto', torch.device('mps'))[0] == torch.float32
     with pytest.raises(UserError, match='device=cuda: .* only: cpu, mps'):
-        choose_device('cuda')
+        choose_device({'device': 'cuda'})
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     task = torch.nn.Linear(1, 1)
     assert spread(task, torch.device('cpu')) is task
+
+
+def test_how_cuda_computes_is_set_and_said(monkeypatch, request):
+    """On a GPU that is not there: what is asked of PyTorch."""
+    gpu = {
+        'is_available': True, 'device_count': 2, 'set_device': None,
+        'get_device_name': 'Card', 'get_device_capability': (7, 5),
+    }  # fmt: skip
+    for name, value in gpu.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    backends_before = [
+        (place, name, getattr(place, name))
+        for place, name in (*((b, 'allow_tf32') for b in backends), (backends[1], 'benchmark'))
+    ]
+    request.addfinalizer(lambda: [setattr(*before) for before in backends_before])
+    for settings in ({'tf32': True}, {'tf32': False, 'square': False}):
+        device = choose_device({'device': 'auto'} | settings)
+        assert device == torch.device('cuda', 0)
+        assert {backend.allow_tf32 for backend in backends} == {settings['tf32']}
+        assert torch.backends.cudnn.benchmark == ('square' not in settings)  # sizes are fixed
+        text = describe_device(device, settings)
+        assert text == f'2 x Card, {"" if settings["tf32"] else "no "}TF32'
+    assert choose_precision('auto', device) == (
+        torch.float16, 'fp16: this GPU is from before the Ampere generation'
+    )  # fmt: skip
+    # Each rank sees one GPU alone, or all of them.
+    monkeypatch.setattr('utils.dist.local_rank', lambda: 1)
+    assert choose_device({'device': 'cuda', 'tf32': True}).index == 1
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    assert choose_device({'device': 'cuda', 'tf32': True}).index == 0
 
 
 @pytest.mark.parametrize('script, key', [('train.py', 'train'), ('test.py', 'test')])

@@ -35,7 +35,15 @@ class Training:
         rates, optimizer = [], self.state.optimizer
         for _ in range(count):
             lr = learning_rate(self.settings, self.state.step)
-            train.train_step(self.model, optimizer, next(batches), lr, self.settings, torch.float32)
+            train.train_step(
+                self.model,
+                optimizer,
+                self.state.scaler,
+                next(batches),
+                lr,
+                self.settings,
+                torch.float32,
+            )
             self.state.advance(self.settings['batchsize'], applied=True)
             rates.append(optimizer.param_groups[0]['lr'])
         train.save(self.state, self.report)
@@ -158,8 +166,11 @@ def test_a_run_leaves_config_log_metrics_and_checkpoints(start, work, call_scrip
     assert [p.name for p in (work / 'exp').iterdir()] == ['run']
 
 
-def test_best_is_the_highest_ap_and_before_any_the_lowest_loss(start):
+def test_best_is_the_highest_ap_and_in_a_run_without_the_lowest_loss(start):
     state = start('run').state
+    state.config['train']['eval_epochs'] = 10
+    assert not state.is_best({}, 3.5)  # an AP will come
+    state.config['train']['eval_epochs'] = 0
     assert state.is_best({}, 3.0)
     assert not state.is_best({}, 4.0)
     assert state.is_best({}, 2.0)

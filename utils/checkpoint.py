@@ -1,7 +1,6 @@
 """Weights and training states on the disk: written whole or not at all, checked when read."""
 
 import importlib
-import io
 import json
 import os
 import re
@@ -50,17 +49,14 @@ def read_checkpoint(path):
     All ranks call it, and get what rank 0 reads. Raises UserError where the file is missing, broken
     or holds no network of finite numbers.
     """
-    path = source = Path(path)
+    path = Path(path)
     try:
-        if dist.world_size() > 1:
-            source = io.BytesIO(dist.share_bytes(path.read_bytes() if dist.rank() == 0 else b''))
-        if path.suffix == '.safetensors':
-            checkpoint = importlib.import_module('safetensors.torch').load(
-                source.read_bytes() if source is path else source.getvalue()
-            )
-        else:
-            check_sums(source)
-            checkpoint = torch.load(source, map_location='cpu', weights_only=True)
+        with dist.shared_file(path) as source:
+            if path.suffix == '.safetensors':
+                checkpoint = importlib.import_module('safetensors.torch').load_file(source)
+            else:
+                check_sums(source)
+                checkpoint = torch.load(source, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise UserError(f'there is no checkpoint {path}') from None
     # A file cut short or made by something else fails in as many ways as there are readers in it.
@@ -100,8 +96,6 @@ def check_sums(source):
             packed = any(entry.compress_type for entry in archive.infolist())  # torch never packs
             if packed or archive.testzip():
                 raise zipfile.BadZipFile
-    if isinstance(source, io.BytesIO):
-        source.seek(0)
 
 
 def check_plain(weights, path):

@@ -27,7 +27,7 @@ LIMITS = {
     'test.batchsize': (1, 10_000), 'test.num_workers': (-1, 1000), 'test.scales': (0.01, 16),
     'test.max_num_people': (1, 10_000), 'test.vis': (0, MOST),
 }  # fmt: skip
-CHOICES = dict.fromkeys(('train.precision', 'test.precision'), ('fp32', 'bf16', 'auto'))
+CHOICES = dict.fromkeys(('train.precision', 'test.precision'), ('fp32', 'bf16', 'fp16', 'auto'))
 CHOICES |= dict.fromkeys(('train.device', 'test.device'), ('auto', 'cpu', 'cuda', 'mps'))
 CHOICES |= {'train.on_nonfinite': ('stop', 'skip'), 'test.tie_break': ('solver', 'value')}
 # Where the code lies that keys name: a config from elsewhere runs no other.

@@ -4,10 +4,12 @@ Without torchrun there is one process, rank 0 of 1, and everything here is free 
 are tensors and bytes on the CPU (gloo), so that they never wait for a GPU.
 """
 
+import contextlib
 import datetime
-import json
 import os
 import socket
+import tempfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ import torch.distributed as distributed
 # One rank may be busy alone for long: reading a checkpoint, computing COCO's figures.
 PATIENCE = datetime.timedelta(hours=1)
 OWN_STORE = 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE'  # set to 1 in torchrun's environment
+PIECE = 2**25  # bytes of a file that are sent, or read, at a time
 store = None  # where processes meet
 
 
@@ -119,36 +122,67 @@ def mean(tensor):
     return gather(tensor[None]).mean(0) if world_size() > 1 else tensor
 
 
-def gather_bytes(data):
-    """The bytes of every rank, as a list on every rank."""
+def gather_values(value):
+    """The plain values that the ranks have, as a list on rank 0; elsewhere an empty one."""
     if world_size() == 1:
-        return [data]
-    sizes = gather(torch.tensor([len(data)])).tolist()
-    padded = torch.zeros(max(sizes), dtype=torch.uint8)
-    padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else padded
-    parts = gather(padded[None])
-    return [part[:size].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
-
-
-def share_bytes(data):
-    """The bytes that rank 0 has, on every rank."""
-    if world_size() == 1:
-        return data
-    size = torch.tensor(len(data) if rank() == 0 else 0)
-    distributed.broadcast(size, 0)
-    content = torch.empty(int(size), dtype=torch.uint8)
-    if rank() == 0:
-        content.numpy()[:] = memoryview(data)
-    distributed.broadcast(content, 0)
-    return memoryview(content.numpy())
+        return [value]
+    values = [None] * world_size() if rank() == 0 else None
+    distributed.gather_object(value, values)
+    return values or []
 
 
 def share(read):
-    """What `read` returns on rank 0 (plain values), on every rank; only rank 0 calls it."""
+    """What `read` returns, or raises, on rank 0, on every rank; only rank 0 calls it."""
     if world_size() == 1:
         return read()
-    data = json.dumps(read()).encode() if rank() == 0 else b''
-    return json.loads(bytes(share_bytes(data)))
+    result = [None, None]
+    if rank() == 0:
+        try:
+            result[0] = read()
+        except Exception as error:
+            result[1] = error
+    distributed.broadcast_object_list(result)
+    if result[1]:
+        raise result[1]
+    return result[0]
+
+
+@contextlib.contextmanager
+def shared_file(path):
+    """Gives the path at which this rank reads rank 0's file: the same, or that of a copy.
+
+    A rank that sees another file there, or none, as on another machine, is sent a temporary copy in
+    pieces. Raises OSError on every rank where rank 0 cannot read it.
+    """
+    if world_size() == 1:
+        yield path
+        return
+    wanted = share(lambda: file_key(path))
+    try:
+        lacks = file_key(path) != wanted
+    except OSError:
+        lacks = True
+    with tempfile.TemporaryDirectory() if lacks else contextlib.nullcontext() as folder:
+        if any_rank(lacks):
+            copy = Path(folder, path.name) if lacks else os.devnull
+            with open(path, 'rb') if rank() == 0 else open(copy, 'wb') as stream:
+                for start in range(0, wanted[0], PIECE):
+                    piece = torch.empty(min(PIECE, wanted[0] - start), dtype=torch.uint8)
+                    if rank() == 0:
+                        stream.readinto(piece.numpy())
+                    distributed.broadcast(piece, 0)
+                    if lacks:
+                        stream.write(piece.numpy())
+        yield copy if lacks else path
+
+
+def file_key(path):
+    """Size and check sum of a file."""
+    size = total = 0
+    with open(path, 'rb') as stream:
+        while piece := stream.read(PIECE):
+            size, total = size + len(piece), zlib.crc32(piece, total)
+    return size, total
 
 
 def launch_marks():
@@ -165,6 +199,7 @@ def launch_marks():
         started = Path(f'/proc/{agent}/stat').read_text('utf-8').rpartition(')')[2].split()[19]
     except OSError:
         started = ''
-    marks = gather_bytes(f'{socket.gethostname()} {agent} {started}'.encode())
+    marks = [''] * world_size()
+    distributed.all_gather_object(marks, f'{socket.gethostname()} {agent} {started}')
     named = os.environ.get('TORCHELASTIC_RUN_ID', 'none')
-    return sorted({mark.decode() for mark in marks} | ({named} - {'none'}))
+    return sorted({*marks, named} - {'none'})

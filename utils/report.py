@@ -3,30 +3,24 @@
 import sys
 import time
 
-import torch
 from tqdm import tqdm
 
 from utils import dist
 from utils.board import Board
+from utils.device import describe_device
 from utils.metrics import add_metrics
 
 PERIOD = 30  # seconds between two lines within an epoch
 
 
-def describe(run, config, network, loaders, workers, precision):
+def describe(run, config, network, loaders, workers, device, precision):
     """What explains a run that went wrong, as lines.
 
     loaders: by split, 'train' and 'valid'. workers: processes that load images. precision: a phrase
     that names it and says why.
     """
     parameters = sum(param.numel() for param in network.parameters())
-    settings, ranks, gpus = config['train'], dist.world_size(), torch.cuda.device_count()
-    if dist.active():
-        where = f'{ranks} rank{"s" * (ranks > 1)} on {"GPUs" if gpus else "CPUs"}'
-    else:
-        where = f'{gpus} GPU{"s" * (gpus > 1)}' if gpus else 'CPU'
-    if not gpus:
-        where += f', {torch.get_num_threads()} threads'
+    settings, ranks = config['train'], dist.world_size()
     shares = ranks * settings['accumulate']
     batch = f'{settings["batchsize"]} images'
     if shares > 1:
@@ -38,10 +32,10 @@ def describe(run, config, network, loaders, workers, precision):
         f'{len(loaders["valid"].dataset):,} for validation\n'
         f'{settings["epochs"]} epochs of {settings["train_iters"]} steps of {batch}, '
         f'{workers} workers, learning rate {settings["learning_rate"]:g}\n'
-        f'{where}, {precision}'
+        f'{describe_device(device, settings)}, {precision}{", compiled" * settings["compile"]}'
     )
     if config['model']['bn'] and shares > 1:
-        synchronized = ranks > 1 and gpus and settings['accumulate'] == 1
+        synchronized = ranks > 1 and device.type == 'cuda' and settings['accumulate'] == 1
         text += '\nnote: BatchNorm sees the images of ' + (
             'all ranks together' if synchronized else 'one rank and one backward pass at a time'
         )
@@ -74,6 +68,11 @@ class Report:
         self.board = Board(run.folder / 'events', loss_weights, step)
         self.outdated = set()  # files whose last version could not be written
         self.broken_photos = set()  # that have been reported
+        self.saved = time.monotonic()  # when the last checkpoint was
+
+    def save_due(self, minutes):
+        """Whether the last checkpoint, or the start, is longer ago than that."""
+        return time.monotonic() - self.saved > 60 * minutes
 
     def say(self, text):
         """Prints a text, without disturbing a progress bar, and adds it to the log."""

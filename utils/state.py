@@ -20,8 +20,9 @@ class State:
     order of train.loss_weights, the number of steps they were added up over, and of those skipped.
     """
 
-    def __init__(self, network, optimizer, config):
-        self.network, self.optimizer, self.config = network, optimizer, config
+    def __init__(self, network, optimizer, scaler, config):
+        self.network, self.optimizer, self.scaler = network, optimizer, scaler
+        self.config = config
         decay = config['train']['ema']
         self.ema = Ema(network, decay) if decay else None
         self.step = self.epoch = self.samples = 0
@@ -34,17 +35,20 @@ class State:
         """The part that is plain numbers, by name."""
         return {name: getattr(self, name) for name in ('step', 'epoch', 'samples', 'best', 'sums')}
 
+    def tested(self):
+        """What best.pth.tar holds: the weights that are tested, with train.ema the averaged."""
+        weights = self.ema.state_dict if self.ema else self.network.state_dict()
+        return self.progress() | {'state_dict': weights, 'config': self.config}
+
     def to_dict(self):
         """What a checkpoint holds."""
         # Of this rank's GPU alone: asking the others would take memory on each of them.
         cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
-        return self.progress() | {
-            # What is tested and published: with train.ema the averaged weights.
-            'state_dict': self.ema.state_dict if self.ema else self.network.state_dict(),
+        return self.tested() | {
             'own_weights': self.network.state_dict() if self.ema else {},
             'optimizer': self.optimizer.state_dict(),
+            'scaler': self.scaler.state_dict(),
             'random': {'cpu': torch.get_rng_state(), 'cuda': cuda},
-            'config': self.config,
         }
 
     def load(self, checkpoint, path):
@@ -57,6 +61,8 @@ class State:
         }
         random = {'cpu': torch.get_rng_state(), 'cuda': []}
         expected = self.progress() | {'optimizer': {'state': adam}, 'random': random}
+        scaler = checkpoint.get('scaler') and self.scaler.state_dict()  # none but in float16
+        expected |= {'scaler': scaler} if scaler else {}
         problem = schema_error(checkpoint, expected)
         try:
             if not problem:
@@ -74,6 +80,8 @@ class State:
         # Only what Adam has learnt comes from the file; its settings are this program's.
         own = self.optimizer.state_dict()
         self.optimizer.load_state_dict(own | {'state': {k: saved['state'][k] for k in adam}})
+        if scaler:
+            self.scaler.load_state_dict(checkpoint['scaler'])
         if self.ema:
             for name, value in bare_names(checkpoint['state_dict']).items():
                 self.ema.state_dict[name].copy_(value)
@@ -119,12 +127,13 @@ class State:
         return dict(zip(names, losses.mean(1).tolist(), strict=True))
 
     def is_best(self, figures, valid_objective):
-        """Whether an epoch is the best so far: by AP, or by validation loss before any AP."""
+        """Whether an epoch is the best so far: by AP or, in a run without, by validation loss."""
         if figures:
             better = figures['AP'] >= self.best['AP']  # of equal ones, more training
             self.best['AP'] = max(self.best['AP'], figures['AP'])
         else:
-            better = self.best['AP'] < 0 and valid_objective < self.best['valid']
+            measured = self.config['train']['eval_epochs'] or self.best['AP'] >= 0
+            better = not measured and valid_objective < self.best['valid']
         self.best['valid'] = min(self.best['valid'], valid_objective)
         return better
 

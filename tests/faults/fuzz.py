@@ -218,7 +218,9 @@ def continue_run(material, exact):
         assert equal(torch.get_rng_state(), before['random']['cpu'])
     assert all(value.isfinite().all() for value in own.values())
     batch, settings = next(iter(loaders['train'])), state.config['train']
-    step = train.train_step(model, state.optimizer, batch, 1e-3, settings, torch.float32)
+    step = train.train_step(
+        model, state.optimizer, state.scaler, batch, 1e-3, settings, torch.float32
+    )
     train.add_losses(state, [(state.step + 1, batch['image_id'], *step)], report)
     assert all(math.isfinite(value) for value in state.losses().values())
     assert train.save(state, report)
