@@ -307,7 +307,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--device', default=str(choose_device()))
+    parser.add_argument('--device', default=str(choose_device(pose.__config__['test'])))
     parser.add_argument('--json', metavar='FILE')
     parser.add_argument('--quick', action='store_true')
     parser.add_argument('--repeats', type=int, default=5)
