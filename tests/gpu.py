@@ -207,9 +207,9 @@ def speed(device, quick):
         except torch.OutOfMemoryError:
             yield f'training, batch {B}', 'out of memory', None
             continue
-        text = (
-            f'{B / seconds:.1f} images/s, {3 * B * benchmark.GFLOP_512 / seconds / 1e3:.0f} TFLOP/s'
-        )
+        text = f'{B / seconds:.1f} images/s'
+        if not quick:
+            text += f', {3 * B * benchmark.GFLOP_512 / seconds / 1e3:.0f} TFLOP/s'
         if device.type == 'cuda':
             text += f', {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB'
         yield f'training, batch {B}', text, None
