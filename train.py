@@ -279,9 +279,11 @@ def prepare(args):
     task = load_task(config['run']['task']).make_network(config)
     network, new_layers = task.network, []
     if resumes:
-        weights = checkpoint.get('own_weights') or checkpoint['state_dict']  # behind the average
+        # The network's own, behind the average if there is one; kept no longer than needed.
+        weights = checkpoint.pop('own_weights', None) or checkpoint.pop('state_dict')
         check_plain(weights, run.checkpoint())
         load_network(network, weights, run.checkpoint())
+        del weights
     elif init:
         weights = read_checkpoint(Path(init))['state_dict']
         new_layers = load_network(network, weights, init, any_outputs=True)

@@ -1,6 +1,7 @@
 """The config of a run: its types, its limits, and what --set changes of it."""
 
 import ast
+import contextlib
 import copy
 import difflib
 import importlib
@@ -30,8 +31,8 @@ LIMITS = {
 CHOICES = dict.fromkeys(('train.precision', 'test.precision'), ('fp32', 'bf16', 'fp16', 'auto'))
 CHOICES |= dict.fromkeys(('train.device', 'test.device'), ('auto', 'cpu', 'cuda', 'mps'))
 CHOICES |= {'train.on_nonfinite': ('stop', 'skip'), 'test.tie_break': ('solver', 'value')}
-# Where the code lies that keys name: a config from elsewhere runs no other.
-CODE = {'network': 'models', 'data_provider': 'data'}
+# The code that keys name: a config from elsewhere runs no other.
+CODE = {'network': r'(models(?:\.\w+)+)\.(\w+)', 'data_provider': r'(data(?:\.\w+)+)()'}
 # Lists of any length, with an example; the others keep their number of items.
 LISTS = {
     'data.joints': ['nose', 'left_eye'], 'data.skeleton': [[0, 1], [0, 2]],
@@ -155,18 +156,14 @@ def check_config(config, num_parts=None):
     for name, values in config['augmentation'].items():
         if isinstance(values, list) and values[0] > values[1]:
             raise UserError(f'augmentation.{name} is {values}: expected the lower end first')
-    for key in CODE:
-        module, _, name = (
-            config[key].rpartition('.') if key == 'network' else (config[key], '', 'init')
-        )
-        if not re.fullmatch(rf'{CODE[key]}(\.\w+)+', module):
-            raise UserError(f'{key} is {config[key]!r}: expected a name in {CODE[key]}/')
-        try:
-            found = importlib.import_module(module)
-        except ImportError:
-            found = None
-        if not callable(getattr(found, name, None)):
-            raise UserError(f'{key} is {config[key]!r}: there is no {module}.{name}')
+    for key, pattern in CODE.items():
+        found = None
+        if place := re.fullmatch(pattern, config[key]):
+            with contextlib.suppress(ImportError):
+                found = getattr(importlib.import_module(place[1]), place[2] or 'init', None)
+        if not callable(found):
+            example = load_task('pose').__config__[key]
+            raise UserError(f'{key} is {config[key]!r}: there is none; expected one like {example}')
     channels = config['model']['oup_dim']
     if num_parts and channels < 2 * num_parts:
         raise UserError(

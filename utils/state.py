@@ -83,7 +83,8 @@ class State:
         if scaler:
             self.scaler.load_state_dict(checkpoint['scaler'])
         if self.ema:
-            for name, value in bare_names(checkpoint['state_dict']).items():
+            # Without any in the file the average begins with the weights.
+            for name, value in bare_names(checkpoint.get('state_dict', {})).items():
                 self.ema.state_dict[name].copy_(value)
         for name in self.progress():
             setattr(self, name, checkpoint[name])
