@@ -126,10 +126,10 @@ def test_shuffled_tags_lose_the_people(make_coco, configure):
     assert figures['AP'] < 0.5
 
 
-def test_a_limit_is_the_first_photos(make_coco, configure):
+def test_a_selection_is_evaluated_alone(make_coco, configure):
     coco = make_coco(people=(1, 3, 2), valid=(), kind='png')
     split, config = whole(coco, configure, 'train.input_res=256', 'train.output_res=64')
-    figures, *_, detections = evaluate(Oracle(coco, split, config), split, limit=2)
+    figures, *_, detections = evaluate(Oracle(coco, split, config), split.select(slice(2)))
     assert {d['image_id'] for d in detections} == set(split.ids[:2])
     assert figures['AR50'] == 1  # of the photos that were looked at
 
@@ -312,7 +312,7 @@ def test_peaks_on_the_margins_count_only_if_they_are_to():
         config = copy.deepcopy(pose.__config__)
         config['test']['margins'] = margins
         frames = test.input_frames(320, 640, config, [1.0])
-        people, _ = test.find_people([pred], frames, (320, 640), [1.0], config)
+        people, *_ = test.find_people([pred], frames, (320, 640), [1.0], config)
         assert len(people) == expected
         assert (people[:, 0, 1] > 0).sum() == 1
 

@@ -19,15 +19,25 @@ STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
 VISIBLE = 0.1  # score of the people that pictures show
 
 
-def to_coco(people, scores, image_id, category_id=1):
-    """People (P, K, 3 + D) of x, y, value, ..., as entries of a COCO results file, best first."""
+def to_coco(people, scores, image_id, category_id=1, seen=None):
+    """People (P, K, 3 + D) of x, y, value, ..., as entries of a COCO results file, best first.
+
+    seen (P, K): all joints but those that refine filled in, which `guessed` lists, from 0.
+    """
+    seen = people[:, :, 2] > 0 if seen is None else seen
     entries = []
     for i in np.argsort(-scores, kind='stable'):
         # COCO does not look at the third figure; here it says how sure a joint is.
         keypoints = people[i, :, :3].astype(float).round(3).flatten().tolist()
         entry = {'image_id': int(image_id), 'category_id': category_id, 'keypoints': keypoints}
-        entries.append(entry | {'score': round(float(scores[i]), 6)})
+        guessed = np.flatnonzero((people[i, :, 2] > 0) & ~seen[i]).tolist()
+        entries.append(entry | {'score': round(float(scores[i]), 6), 'guessed': guessed})
     return entries
+
+
+def plain(detections):
+    """What `to_coco` makes with only what COCO knows, as for its server."""
+    return [{key: value for key, value in d.items() if key != 'guessed'} for d in detections]
 
 
 def truth(split):
@@ -81,7 +91,7 @@ def write_submission(folder, name, split, detections):
     """
     part = Path(split.file).stem.split('_')[-1]
     path = folder / f'person_keypoints_{part}_{name}_results.json'
-    path.write_text(json.dumps(detections, allow_nan=False), 'utf-8')
+    path.write_text(json.dumps(plain(detections), allow_nan=False), 'utf-8')
     with zipfile.ZipFile(path.with_suffix('.zip'), 'w', zipfile.ZIP_DEFLATED) as stream:
         stream.write(path, path.name)
     return path, path.with_suffix('.zip')
