@@ -236,6 +236,8 @@ class Stream:
                     self.box.get(timeout=0.1)
             self.capture.release()
             signal.signal(signal.SIGINT, before)
+            if self.dropped:
+                print(f'note: {self.name}: {self.dropped} pictures that came too fast are left out')
 
     def run(self):
         """Puts every (number, picture), from 0, into the box, and at last None or a UserError.
@@ -261,7 +263,8 @@ class Stream:
                 tries += 1
                 self.stopped.wait(PAUSE)
                 self.capture = self.open()
-                self.capture.set(cv2.CAP_PROP_POS_FRAMES, number if self.count else 0)
+                for _ in range(number if self.count else 0):  # not every server lets one jump
+                    self.capture.grab()
             else:
                 end = UserError(
                     f'{self.name} broke off after picture {number}, and could not be opened again '

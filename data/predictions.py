@@ -67,9 +67,10 @@ def open_window(title):
     q, Escape, or closing the window mean not to.
     """
     # Qt ends a process that finds no screen, hence a trial in another.
-    trial = "import cv2; cv2.namedWindow(''); cv2.waitKey(1)"
+    trial = "import cv2; cv2.namedWindow('people'); cv2.waitKey(1)"
     if subprocess.run([sys.executable, '-c', trial], capture_output=True).returncode:
         return None
+    cv2.namedWindow(title, cv2.WINDOW_GUI_NORMAL | cv2.WINDOW_AUTOSIZE)  # without a row of buttons
 
     def show(picture):
         cv2.imshow(title, picture[..., ::-1])

@@ -28,8 +28,9 @@ class Progress(tqdm):
         if self.disable and dist.rank() == 0 and now - self.last_line > EVERY:
             self.last_line, (desc, unit) = now, self.what
             left = (self.total - self.done) * (now - self.start) / self.done
-            eta = tqdm.format_interval(left)
-            print(f'{desc}: {self.done:,} of {self.total:,} {unit}s, eta {eta}', flush=True)
+            known = f' of {self.total:,} {unit}s, eta {tqdm.format_interval(left)}'
+            # A camera's pictures have no end.
+            print(f'{desc}: {self.done:,}' + (known if left >= 0 else f' {unit}s'), flush=True)
 
 
 class Lines:
