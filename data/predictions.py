@@ -5,10 +5,10 @@ import sys
 
 import cv2
 
-from data.coco_pose.results import VISIBLE, to_coco
+from data.coco_pose.results import draw_found, to_coco
 from data.photos import Results, Stream, list_files, open_pictures
 from utils.checkpoint import write_atomically
-from utils.draw import draw_heatmaps, draw_people, draw_tags
+from utils.draw import draw_heatmaps, draw_tags
 from utils.errors import UserError
 from utils.progress import Progress
 
@@ -78,17 +78,6 @@ def open_window(title):
         return key not in (27, ord('q')) and cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) > 0
 
     return show
-
-
-def draw_found(picture, people, scores, seen, joints, sure):
-    """The picture with those of people (P, K, 3 + D) with good scores (P,), and these people.
-
-    Of the joints that refine filled in, all but `seen` (P, K), those whose value exceeds `sure` are
-    drawn, hollow: they may be another person's. The others are missing, value 0, in what returns.
-    """
-    people, seen, scores = (values[scores > VISIBLE] for values in (people, seen, scores))
-    people[..., 2] *= seen | (people[..., 2] > sure)
-    return draw_people(picture, people, joints.skeleton, scores, seen=seen), people, seen
 
 
 def add_picture(results, picture, maps, people, scores, seen, joints, sure, sheets, frame):

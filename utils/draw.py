@@ -7,6 +7,7 @@ import numpy as np
 
 GROUND = (26, 26, 26)  # of sheets and their titles, on which every person's colour is bright
 PAPER = (235, 235, 235)  # of text on it
+GREY = (170, 170, 170)  # of people who are nobody's match
 TITLE, GAP = 24, 6  # pixels: the height of a title, and between pictures
 
 
@@ -75,13 +76,6 @@ def label(canvas, text, corner, colour=(255, 255, 255), scale=1.0):
     cv2.putText(canvas, text, (x, y - 2), font, size, colour, 1, cv2.LINE_AA)
 
 
-def beside(pictures, titles):
-    """Pictures of one size in a row, each with its title."""
-    for picture, title in zip(pictures, titles, strict=True):
-        label(picture, title, (0, 0))
-    return np.concatenate(pictures, 1)
-
-
 def draw_heatmaps(photo, det, names, matrix=None, side=300):
     """A sheet of heatmaps on the darkened photo, all joints first: (H, W, 3) uint8 RGB.
 
@@ -96,13 +90,6 @@ def draw_heatmaps(photo, det, names, matrix=None, side=300):
         cell = dark * (1 - share) + coloured(plane, 0, 1, cv2.COLORMAP_TURBO) * share
         cells.append(titled(cell.astype(np.uint8), f'{name}: up to {plane.max():.2f}'))
     return in_grid(cells)
-
-
-def draw_prediction(photo, people, scores, det, names, skeleton, matrix):
-    """A photo with its people and scores, and under it the heatmaps: (H, W, 3) uint8 RGB."""
-    view = fitted(draw_people(photo, people, skeleton, scores), 640)
-    heatmaps = draw_heatmaps(photo, det, names, matrix, side=200)
-    return stacked([titled(view, f'people: {len(people)}'), heatmaps])
 
 
 def draw_tags(photo, tag, people, names, skeleton, matrix=None, side=300):

@@ -12,7 +12,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from utils.draw import beside, draw_people, save_picture
+from utils.draw import GREY, draw_people, person_colour, save_picture, stacked, titled
 from utils.errors import UserError
 
 STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
@@ -97,10 +97,48 @@ def write_submission(folder, name, split, detections):
     return path, path.with_suffix('.zip')
 
 
+def draw_found(photo, people, scores, seen, joints, sure, colours=None):
+    """The photo with those of people (P, K, 3 + D) with good scores (P,), and these people.
+
+    Of the joints that refine filled in, all but `seen` (P, K), those whose value exceeds `sure` are
+    drawn, hollow: they may be another person's. The others are missing, value 0, in what returns.
+    colours: P of them, see `draw_people`.
+    """
+    good = np.flatnonzero(scores > VISIBLE)
+    people, scores, seen = people[good], scores[good], seen[good]
+    people[..., 2] *= seen | (people[..., 2] > sure)
+    colours = [colours[n] for n in good] if colours else None
+    drawn = draw_people(photo, people, joints.skeleton, scores, seen=seen, colours=colours)
+    return drawn, people, seen
+
+
+def compare(photo, split, number, evaluation, detections, sure):
+    """A photo's predicted people beside the truth, (H, W, 3) uint8 RGB.
+
+    Who matches an annotated person (at an OKS of 0.5) has that person's colour, and others are
+    grey. evaluation: a COCOeval after evaluate() of the detections. sure: see `draw_found`.
+    """
+    image_id, joints = split.ids[number], split.joints
+    result = results_by_image(evaluation).get(image_id)
+    own = {row + 1: person_colour(n) for n, row in enumerate(split.people(number).tolist())}
+    matched = dict(zip(result['dtIds'], result['dtMatches'][0], strict=True)) if result else {}
+    found = [pair for pair in enumerate(detections, 1) if pair[1]['image_id'] == image_id]
+    people = np.array([d['keypoints'] for _, d in found], float).reshape(-1, len(joints.names), 3)
+    scores, seen = np.array([d['score'] for _, d in found]), people[..., 2] > 0
+    for person, (_, d) in zip(seen, found, strict=True):
+        person[d['guessed']] = False
+    colours = [own.get(matched.get(n), GREY) for n, _ in found]
+    share = found_shares(evaluation).get(image_id)
+    predicted = draw_found(photo, people, scores, seen, joints, sure, colours)[0]
+    truth = draw_people(photo, split.keypoints[split.people(number)], joints.skeleton)
+    title = 'predicted' if share is None else f'predicted: {share:.0%} found'
+    return stacked([titled(predicted, title), titled(truth, 'truth')], axis=1)
+
+
 def write_pictures(folder, split, evaluation, detections, count, sure):
     """Writes `count` photos with predictions beside the truth, the worst and the best in turn.
 
-    evaluation: a COCOeval after evaluate(). sure: the value that a joint to be shown exceeds.
+    evaluation, detections, sure: see `compare`.
     """
     shares, people = found_shares(evaluation), split.count_people()
     numbers = [n for n in split.ids.argsort() if split.ids[n] in shares]
@@ -112,23 +150,18 @@ def write_pictures(folder, split, evaluation, detections, count, sure):
     folder.mkdir(exist_ok=True)
     for old in folder.glob('*.jpg'):
         old.unlink()
-    skeleton, K = split.joints.skeleton, len(split.joints.names)
     for rank, (kind, number) in enumerate(order, 1):
-        image_id = split.ids[number]
-        try:
-            photo = split.read(number)
-        except UserError:  # which has been said
-            continue
-        found = [d for d in detections if d['image_id'] == image_id and d['score'] > VISIBLE]
-        seen = np.array([d['keypoints'] for d in found], float).reshape(-1, K, 3)
-        seen[..., 2] *= seen[..., 2] > sure  # what refine guessed was not seen
-        pictures = [
-            draw_people(photo, seen, skeleton, [d['score'] for d in found]),
-            draw_people(photo, split.keypoints[split.people(number)], skeleton),
-        ]
-        picture = beside(pictures, [f'predicted: {shares[image_id]:.0%} found', 'truth'])
-        name = f'{rank:02d}-{kind}-{shares[image_id]:.2f}-{image_id}.jpg'
-        save_picture(folder / name, picture)
+        with contextlib.suppress(UserError):  # which has been said
+            picture = compare(split.read(number), split, number, evaluation, detections, sure)
+            image_id = split.ids[number]
+            name = f'{rank:02d}-{kind}-{shares[image_id]:.2f}-{image_id}.jpg'
+            save_picture(folder / name, picture)
+
+
+def results_by_image(evaluation):
+    """What a COCOeval found out about the people of all sizes in each photo, by id."""
+    results = evaluation.evalImgs[: len(evaluation.params.imgIds)]
+    return {result['image_id']: result for result in results if result}
 
 
 def found_shares(evaluation):
@@ -138,9 +171,9 @@ def found_shares(evaluation):
     COCO's thresholds of similarity. evaluation: a COCOeval after evaluate().
     """
     shares = {}
-    for result in evaluation.evalImgs[: len(evaluation.params.imgIds)]:  # people of all sizes
-        people = int((1 - result['gtIgnore']).sum()) if result else 0
+    for image_id, result in results_by_image(evaluation).items():
+        people = int((1 - result['gtIgnore']).sum())
         if people:
             counted = result['dtMatches'][:, :people] * ~result['dtIgnore'][:, :people]
-            shares[result['image_id']] = (counted > 0).sum(1).mean() / people
+            shares[image_id] = (counted > 0).sum(1).mean() / people
     return shares
