@@ -58,7 +58,7 @@ def draw_people(photo, people, skeleton, scores=None, side=640, seen=None, colou
             if solid[a] and solid[b]:
                 cv2.line(canvas, points[a].tolist(), points[b].tolist(), colour, width, cv2.LINE_AA)
         for point in points[found & ~solid].tolist():
-            cv2.circle(canvas, point, width + 1, colour, max(1, width // 2), cv2.LINE_AA)
+            cv2.circle(canvas, point, width + 2, colour, max(1, round(width / 2)), cv2.LINE_AA)
         for point in points[solid]:
             draw_dot(canvas, point, colour, width + 1)
         if scores is not None and solid.any():
