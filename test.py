@@ -15,9 +15,7 @@ from test import load, multiperson, aggregate the same from Python, see README.m
 
 import argparse
 import importlib
-import json
 import sys
-import zlib
 from itertools import zip_longest
 from pathlib import Path
 
@@ -40,7 +38,7 @@ from utils.errors import UserError, exit_code, warn_once
 from utils.group import HeatmapParser
 from utils.loading import make_loader, worker_count
 from utils.multiscale import as_rgb, input_frames, merge, photo_maps
-from utils.progress import Lines, Progress
+from utils.progress import Progress, open_lines
 from utils.refine import refine
 from utils.run import Run
 from utils.weights import load_network
@@ -94,7 +92,7 @@ def load(name, which='checkpoint', task='pose', settings=()):
 
 @one_thread()
 def group_seen(det, tag, matrix, settings, joint_order=None):
-    """As `group`, and which joints (P, K) were seen: the others were filled in by refine."""
+    """As `group`, with the joints (P, K) that were seen, not filled in by refine, before scores."""
     keys = ('detection_val', 'tag_val', 'max_num_people', 'tie_break')
     parser = HeatmapParser(**{key: settings[key] for key in keys}, joint_order=joint_order)
     people = parser.parse(det[None], tag[None])[0]
@@ -103,7 +101,7 @@ def group_seen(det, tag, matrix, settings, joint_order=None):
         people = refine(det, tag, people)
     found = people[:, :, 2] > 0
     people[found, :2] = kpt_affine(people[found, :2], matrix)
-    return people, scores, seen
+    return people, seen, scores
 
 
 def group(det, tag, matrix, settings, joint_order=None):
@@ -112,7 +110,7 @@ def group(det, tag, matrix, settings, joint_order=None):
     matrix: (2, 3), output frame to image frame. settings: the config's 'test'. joint_order: as
     HeatmapParser takes it.
     """
-    return group_seen(det, tag, matrix, settings, joint_order)[:2]
+    return group_seen(det, tag, matrix, settings, joint_order)[::2]
 
 
 def find_people(preds, frames, size, scales, config):
@@ -157,17 +155,22 @@ def multiperson(img, func, mode='single', scales=None):
     return group(*maps, config['test'], ref.get_joints(config['data']).order)
 
 
+def regroup(maps, func, **settings):
+    """What `data.predictions.add_picture` takes, from the maps that `aggregate` returned.
+
+    settings: changes of the config's 'test', such as detection_val.
+    """
+    order, settings = ref.get_joints(func.config['data']).order, func.config['test'] | settings
+    return maps, *group_seen(*maps, settings, order)
+
+
 def find_in_files(func, paths, out, scales, maps=False, show=None):
     """The people in a user's own files, see `data.predictions.write_predictions`.
 
     Without `out` those in a stream are only shown.
     """
     joints, sure = ref.get_joints(func.config['data']), func.config['test']['detection_val']
-
-    def find(img):
-        merged = aggregate(img, func, scales)
-        return merged, *group_seen(*merged, func.config['test'], joints.order)
-
+    find = lambda img: regroup(aggregate(img, func, scales), func)  # noqa: E731
     if out is None:
         return watch(find, paths[0], joints, sure, show)
     return write_predictions(find, paths, out, joints, sure, maps, show)
@@ -176,11 +179,10 @@ def find_in_files(func, paths, out, scales, maps=False, show=None):
 def predict(func, split, mode, scales=None, found=None):
     """The detections of photos as `to_coco` makes them: dicts, best first in each photo.
 
-    Under torchrun each rank looks at its share of the photos, and rank 0 returns those of all, just
-    as one rank alone would; the others return an empty list. A photo that cannot be read is one
-    without detections, and `unread` counts it. found: what this rank's share has so far, a list or
-    `Lines`, to which a list of detections, None for such a photo, is appended for each batch.
-    Returns the detections and how many photos are unread.
+    Returns them and how many photos cannot be read, which have none. Under torchrun each rank looks
+    at its share of the photos, and rank 0 returns those of all, just as one rank alone would; the
+    others return an empty list. found: what this rank's share has so far, a list or `Lines`, to
+    which a list of detections, None for a photo that is unread, is appended for each batch.
     """
     config, found = func.config, [] if found is None else found
     scales = scales or config['test']['scales'][mode]
@@ -204,7 +206,7 @@ def predict(func, split, mode, scales=None, found=None):
                 batch.append(None)
                 continue
             maps = [pred[b::B] for pred in preds]
-            people, scores, seen = find_people(maps, frames[b], sizes[b], scales, config)
+            people, seen, scores = find_people(maps, frames[b], sizes[b], scales, config)
             batch += to_coco(people, scores, split.ids[number], split.category['id'], seen)
         found.append(batch)
         progress.update(B)
@@ -286,15 +288,9 @@ def main():
         show = open_window(f'{args.exp} (q ends)') if is_stream(args.images[0]) else None
         out = None if show and not args.out else Path(args.out or run.folder / 'out')
         scales = args.scales or func.config['test']['scales'][args.mode]
-        problems = find_in_files(func, args.images, out, scales, args.maps, show)
-        if out:
-            print(f'{out}: the people found, as pictures and in predictions.json')
-        if problems:
-            print(f'{len(problems)} could not be read, see the warnings', file=sys.stderr)
-        return 1 if problems else 0
+        return 1 if find_in_files(func, args.images, out, scales, args.maps, show) else 0
     if args.annotations:
-        joints = ref.get_joints(func.config['data'])
-        split = open_file(args.annotations, args.images[0], joints)
+        split = open_file(args.annotations, args.images[0], ref.get_joints(func.config['data']))
     else:
         provider = importlib.import_module(func.config['data_provider'])
         split = provider.init(func.config, train=False)['valid_split']
@@ -303,7 +299,15 @@ def main():
         print('\n'.join(describe(split)), end='\n' * bool(describe(split)))
     split = split.select(slice(args.limit or None))
     run.folder.mkdir(parents=True, exist_ok=True)  # weights in models/ have none
-    found = open_lines(run, func, split, args)
+    weights = run.checkpoint(args.checkpoint).stat()
+    key = {
+        'weights': [args.checkpoint, weights.st_size, weights.st_mtime_ns],
+        'config': func.config,
+        'scales': args.scales or func.config['test']['scales'][args.mode],
+        'photos': [split.file, len(split)],
+        'rank': [dist.rank(), dist.world_size()],
+    }
+    found = open_lines(run.folder, key)
     detections, unread = predict(func, split, args.mode, args.scales, found)
     if dist.rank() == 0:
         (measure if labelled else submit)(split, detections, unread, run, func.config, args)
@@ -311,24 +315,6 @@ def main():
     if unread:
         print(f'{unread} photos could not be read, see the warnings', file=sys.stderr)
     return 1 if unread else 0
-
-
-def open_lines(run, func, split, args):
-    """This rank's detections so far: of the same weights, settings and photos, after a kill."""
-    rank, weights = dist.rank(), run.checkpoint(args.checkpoint).stat()
-    key = {
-        'weights': [args.checkpoint, weights.st_size, weights.st_mtime_ns],
-        'config': func.config,
-        'scales': args.scales or func.config['test']['scales'][args.mode],
-        'photos': [split.file, len(split)],
-        'rank': [rank, dist.world_size()],
-    }
-    # Two evaluations at a time have a file each.
-    name = f'dt.partial-{zlib.crc32(json.dumps(key).encode()):08x}.jsonl'
-    lines = Lines(run.folder / name, key)
-    if len(lines) and rank == 0:
-        print(f'{lines.path}: an earlier evaluation goes on behind {len(lines)} batches')
-    return lines
 
 
 def submit(split, detections, unread, run, config, args):
@@ -351,8 +337,7 @@ def measure(split, detections, unread, run, config, args):
     figures |= {'unread': unread} if unread else {}
     counts = {'photos': len(split), 'people': len(detections)}
     run.add_results(name, figures | counts | {'checkpoint': args.checkpoint, 'settings': args.set})
-    count = config['test']['vis'] if args.vis is None else args.vis
-    if count:
+    if count := config['test']['vis'] if args.vis is None else args.vis:
         sure = config['test']['detection_val']
         write_pictures(run.folder / 'vis', split, evaluation, detections, count, sure)
         print(f'{run.folder}/vis: predictions beside the truth, the worst and the best first')

@@ -204,8 +204,7 @@ def measure_ap(network, config, split):
         except UserError:  # which evaluate has said
             continue
         det, _, matrix = aggregate(photo, func, settings['scales']['single'])
-        sure = settings['detection_val']
-        people = compare(photo, split, number, evaluation, detections, sure)
+        people = compare(photo, split, number, evaluation, detections, settings['detection_val'])
         heatmaps = draw_heatmaps(photo, det.cpu().numpy(), split.joints.names, matrix, side=200)
         pictures[f'predictions/{image_id}'] = stacked([people, heatmaps])
     return figures, pictures

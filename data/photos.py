@@ -1,4 +1,4 @@
-"""A user's own photos, clips and cameras: where their pictures come from, and where results go.
+"""A user's own photos, clips and cameras: which files they are, and their pictures one by one.
 
 All are upright, as viewers show them: the orientation that a phone stores beside the pixels is
 applied to photos as well as to clips, so x and y are those of the picture that the user sees.
@@ -6,7 +6,6 @@ applied to photos as well as to clips, so x and y are those of the picture that 
 
 import contextlib
 import itertools
-import json
 import math
 import os
 import queue
@@ -14,7 +13,6 @@ import re
 import signal
 import sys
 import threading
-from array import array
 from pathlib import Path
 
 import cv2
@@ -22,7 +20,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.coco_pose.photo import read_photo
-from utils.draw import save_picture
 from utils.errors import UserError
 from utils.multiscale import as_rgb
 from utils.regions import MOST_PIXELS
@@ -195,7 +192,7 @@ class Stream:
         self.name = f'camera {source}' if source.isdecimal() else re.sub('//[^/]*@', '//', source)
         self.source, self.file, self.dropped = source, re.sub(r'\W+', '-', self.name), 0
         self.box, self.stopped = queue.Queue(1), threading.Event()
-        self.capture = self.open()
+        self.capture = self.connect()
         if not self.capture.isOpened():
             raise UserError(
                 f'{self.name} cannot be opened: expected the number of a camera that no other '
@@ -203,7 +200,7 @@ class Stream:
             )
         self.rate, self.count = rate_and_count(self.capture)
 
-    def open(self):
+    def connect(self):
         """A VideoCapture of the source."""
         if self.source.isdecimal():
             return cv2.VideoCapture(int(self.source))
@@ -262,7 +259,7 @@ class Stream:
                     print(text, file=sys.stderr, flush=True)
                 tries += 1
                 self.stopped.wait(PAUSE)
-                self.capture = self.open()
+                self.capture = self.connect()
                 for _ in range(number if self.count else 0):  # not every server lets one jump
                     self.capture.grab()
             else:
@@ -271,118 +268,3 @@ class Stream:
                     f'in {TRIES} tries within {TRIES * PAUSE:.0f} s'
                 )
         self.box.put(end)
-
-
-class ClipFile:
-    """An mp4 of so many pictures per second. Raises OSError where it cannot be written."""
-
-    def __init__(self, path, rate):
-        self.path, self.rate, self.writer, self.count = path, rate, None, 0
-
-    def write(self, picture, times=1):
-        """Adds a picture (H, W, 3) uint8 RGB so many times; all get the size of the first."""
-        # OpenCV would cut an odd size down to an even one, as mp4 wants it.
-        edges = (0, picture.shape[0] % 2, 0, picture.shape[1] % 2)
-        picture = cv2.copyMakeBorder(picture, *edges, cv2.BORDER_REPLICATE)
-        if self.writer is None:
-            code, self.size = cv2.VideoWriter_fourcc(*'mp4v'), picture.shape[1::-1]
-            self.writer = cv2.VideoWriter(str(self.path.absolute()), code, self.rate, self.size)
-            if not self.writer.isOpened():
-                size = ' x '.join(map(str, self.size))
-                raise OSError(f'{self.path} cannot be written as mp4 of {size}')
-        if picture.shape[1::-1] != self.size:  # a camera that was opened again
-            picture = cv2.resize(picture, self.size)
-        for _ in range(times):
-            self.count += 1
-            self.writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-
-    def close(self):
-        """Ends the file. OpenCV does not report a full disk, so the clip is opened once more."""
-        self.writer.release()
-        capture = cv2.VideoCapture(str(self.path.absolute()))
-        if capture.get(cv2.CAP_PROP_FRAME_COUNT) != self.count:
-            raise OSError(f'{self.path} holds fewer pictures than were written: full disk?')
-
-
-class Results:
-    """The folder of the results: a picture for each file, and predictions.json as they come.
-
-    predictions.json, whose open binary file is `stream`, is in the format of COCO; its annotations
-    have a score, the third figure of a joint is its value, and `guessed` lists the joints (from 0)
-    that were filled in. The pictures of a clip or stream, and the pages of a photo, are images of
-    one file_name, numbered by `frame` from 0. Memory holds one entry per file, and frame numbers.
-    """
-
-    def __init__(self, folder, stream, category):
-        self.folder, self.stream, self.names, self.files = folder, stream, set(), []
-        self.images = self.people = 0
-        self.put(f'{{"categories": [{json.dumps(category)}],\n"annotations": [')
-
-    def put(self, text):
-        self.stream.write(text.encode())
-
-    @contextlib.contextmanager
-    def begin(self, file, rate=None):
-        """Within it the pictures of a file are added; rate: of a clip, pictures per second."""
-        self.file, self.rate, self.clip = Path(file), rate, None
-        try:
-            yield
-        finally:
-            if self.clip:
-                self.clip.close()
-
-    def start_file(self, size, frame):
-        """Names the file of a photo, of its page `frame`, or of the clip that begins."""
-        stem = self.file.stem + f'_{frame + 1:04d}' * (frame > 0)
-        names = itertools.chain([stem], (f'{stem}-{number}' for number in itertools.count(2)))
-        # A and a count as one name, as they do on some disks.
-        name = next(name for name in names if name.lower() not in self.names)
-        self.names.add(name.lower())
-        path = self.folder / (name + ('.mp4' if self.rate else '.jpg'))
-        self.clip = ClipFile(path, self.rate) if self.rate else None
-        image = {'file_name': self.file.as_posix(), 'drawn': path.name}
-        image |= {'height': size[0], 'width': size[1]}
-        self.files.append((image, array('q')))
-        return path
-
-    def add(self, size, people, drawn, sheets, frame=0):
-        """Adds a picture of (height, width), its entries, as of COCO's results, and drawings.
-
-        sheets: further drawings, by the folders that they go to. frame: the picture's number in its
-        file. In a clip that lacks those before it, it also takes their time.
-        """
-        path = None if self.clip else self.start_file(size, frame)
-        self.images += 1
-        self.files[-1][1].append(frame)
-        for person in people:
-            self.people += 1
-            entry = {'id': self.people} | person | outline(person['keypoints'])
-            self.put(('\n' if self.people == 1 else ',\n') + json.dumps(entry))
-        if self.clip:
-            self.clip.write(drawn, frame + 1 - self.clip.count)
-            return
-        for kind, picture in ({'': drawn} | sheets).items():
-            (self.folder / kind).mkdir(exist_ok=True)
-            save_picture(self.folder / kind / path.name, picture)
-
-    def end(self):
-        """Completes predictions.json."""
-        self.put('\n],\n"images": [')
-        number = 0
-        for image, frames in self.files:
-            for frame in frames:
-                number += 1
-                entry = {'id': number} | image
-                entry |= {'frame': frame} if frame or image['drawn'].endswith('.mp4') else {}
-                self.put(('\n' if number == 1 else ',\n') + json.dumps(entry))
-        self.put('\n]}\n')
-
-
-def outline(keypoints):
-    """What COCO's annotations hold beside a person's keypoints, from x, y, value of each joint."""
-    joints = np.reshape(keypoints, (-1, 3))
-    points = joints[joints[:, 2] > 0, :2]
-    box = np.r_[points.min(0), np.ptp(points, 0)].tolist() if len(points) else [0.0] * 4
-    area = round(box[2] * box[3], 3)
-    box = [round(value, 3) for value in box]
-    return {'num_keypoints': len(points), 'bbox': box, 'area': area, 'iscrowd': 0}

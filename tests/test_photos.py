@@ -26,7 +26,8 @@ from data.coco_pose.dp import GenerateHeatmap
 from data.coco_pose.photo import read_photo
 from data.coco_pose.results import coco_scores, draw_found
 from data.coco_pose.splits import open_file, open_valid
-from data.photos import Clip, ClipFile, list_files
+from data.photos import Clip, list_files
+from data.predictions import ClipFile
 from task import pose
 from utils import draw
 from utils.affine import kpt_affine
@@ -529,11 +530,11 @@ def test_what_was_guessed_is_hollow_or_left_out(painted):
     """Hollow where its value exceeds test.detection_val: here it is another person's joint."""
     people, func = painted
     photo = read_photo('a.png')
-    found, scores, seen = test.group_seen(*test.aggregate(photo, func, [1.0]), func.config['test'])
+    found, seen, scores = test.group_seen(*test.aggregate(photo, func, [1.0]), func.config['test'])
     part = int((~seen).any(1).nonzero()[0][0])
     assert not seen[part, [9, 16]].any() and seen.sum() == 2 * K - 2
     found[part, 9, 2], found[part, 16, 2] = 0.9, 0.09
-    drawn, shown, _ = draw_found(photo, found, scores, seen, ref.COCO, 0.1)
+    drawn, shown, _ = draw_found(photo, found, seen, scores, ref.COCO, 0.1)
     assert shown[part, 9, 2] > 0 and shown[part, 16, 2] == 0
     alone = found.copy()
     alone[part, [9, 16], 2] = 0

@@ -245,7 +245,7 @@ def test_without_a_screen_there_is_no_window(monkeypatch):
 def test_a_window_on_a_screen(root):
     """A virtual one, whose number Xvfb chooses."""
     read, write = os.pipe()
-    screen = subprocess.Popen(['Xvfb', '-displayfd', str(write)], pass_fds=[write],
+    screen = subprocess.Popen(['Xvfb', '-noreset', '-displayfd', str(write)], pass_fds=[write],
                               stderr=subprocess.DEVNULL)  # fmt: skip
     try:
         os.close(write)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import time
+import zlib
 
 from tqdm import tqdm
 
@@ -75,3 +76,12 @@ class Lines:
         if self.stream is not None:
             self.stream.close()
         self.path.unlink(missing_ok=True)
+
+
+def open_lines(folder, key):
+    """The Lines of what `key` describes, in a file of its own: two evaluations do not meet."""
+    name = f'dt.partial-{zlib.crc32(json.dumps(key).encode()):08x}.jsonl'
+    lines = Lines(folder / name, key)
+    if len(lines) and dist.rank() == 0:
+        print(f'{lines.path}: an earlier evaluation goes on behind {len(lines)} batches')
+    return lines

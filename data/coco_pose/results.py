@@ -97,8 +97,8 @@ def write_submission(folder, name, split, detections):
     return path, path.with_suffix('.zip')
 
 
-def draw_found(photo, people, scores, seen, joints, sure, colours=None):
-    """The photo with those of people (P, K, 3 + D) with good scores (P,), and these people.
+def draw_found(photo, people, seen, scores, joints, sure, colours=None):
+    """The photo with those of people (P, K, 3 + D) with good scores (P,), these people, and `seen`.
 
     Of the joints that refine filled in, all but `seen` (P, K), those whose value exceeds `sure` are
     drawn, hollow: they may be another person's. The others are missing, value 0, in what returns.
@@ -129,7 +129,7 @@ def compare(photo, split, number, evaluation, detections, sure):
         person[d['guessed']] = False
     colours = [own.get(matched.get(n), GREY) for n, _ in found]
     share = found_shares(evaluation).get(image_id)
-    predicted = draw_found(photo, people, scores, seen, joints, sure, colours)[0]
+    predicted = draw_found(photo, people, seen, scores, joints, sure, colours)[0]
     truth = draw_people(photo, split.keypoints[split.people(number)], joints.skeleton)
     title = 'predicted' if share is None else f'predicted: {share:.0%} found'
     return stacked([titled(predicted, title), titled(truth, 'truth')], axis=1)
