@@ -229,12 +229,10 @@ def in_grid(cells):
 
 def stacked(pictures, axis=0):
     """Pictures one under another, or with axis 1 side by side, on a dark ground."""
-    across = max(picture.shape[1 - axis] for picture in pictures)
-    rooms = [[GAP, across - picture.shape[1 - axis]] for picture in pictures]  # along, across
-    padded = [
-        cv2.copyMakeBorder(
-            picture, 0, room[axis], 0, room[1 - axis], cv2.BORDER_CONSTANT, value=GROUND
-        )
-        for picture, room in zip(pictures, rooms, strict=True)
-    ]
+    across, padded = max(picture.shape[1 - axis] for picture in pictures), []
+    for picture in pictures:
+        room = [GAP, across - picture.shape[1 - axis]][:: 1 - 2 * axis]  # below, to the right
+        ground = np.full((*np.add(picture.shape[:2], room), 3), GROUND, np.uint8)
+        ground[: picture.shape[0], : picture.shape[1]] = picture
+        padded.append(ground)
     return np.concatenate(padded, axis)
