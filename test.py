@@ -7,6 +7,7 @@ python test.py -c run1 --checkpoint best      the best checkpoint instead of the
 python test.py -c run1 --vis 20               pictures of predictions beside the truth
 python test.py -c run1 --images a.jpg folder/ clip.mp4 [--out out/] [--maps]
                                               people in your own photos and clips
+python test.py -c run1 --images 0             in a camera's pictures, or those of rtsp://...
 python test.py -c run1 -m multi --annotations image_info_test-dev2017.json --images test2017
                                               any COCO file: AP, or without labels a submission
 from test import load, multiperson, aggregate the same from Python, see README.md
@@ -14,9 +15,7 @@ from test import load, multiperson, aggregate the same from Python, see README.m
 
 import argparse
 import importlib
-import json
 import sys
-import zlib
 from itertools import zip_longest
 from pathlib import Path
 
@@ -25,9 +24,10 @@ import torch
 
 from data.coco_pose import ref
 from data.coco_pose.dp import PhotoInputs
-from data.coco_pose.results import coco_scores, to_coco, write_pictures, write_submission
+from data.coco_pose.results import coco_scores, plain, to_coco, write_pictures, write_submission
 from data.coco_pose.splits import describe, open_file
-from data.predictions import write_predictions
+from data.photos import is_stream
+from data.predictions import open_window, watch, write_predictions
 from task import pose
 from utils import dist
 from utils.affine import kpt_affine, warp
@@ -38,7 +38,7 @@ from utils.errors import UserError, exit_code, warn_once
 from utils.group import HeatmapParser
 from utils.loading import make_loader, worker_count
 from utils.multiscale import as_rgb, input_frames, merge, photo_maps
-from utils.progress import Lines, Progress
+from utils.progress import Progress, open_lines
 from utils.refine import refine
 from utils.run import Run
 from utils.weights import load_network
@@ -91,28 +91,33 @@ def load(name, which='checkpoint', task='pose', settings=()):
 
 
 @one_thread()
+def group_seen(det, tag, matrix, settings, joint_order=None):
+    """As `group`, with the joints (P, K) that were seen, not filled in by refine, before scores."""
+    keys = ('detection_val', 'tag_val', 'max_num_people', 'tie_break')
+    parser = HeatmapParser(**{key: settings[key] for key in keys}, joint_order=joint_order)
+    people = parser.parse(det[None], tag[None])[0]
+    scores, seen = people[:, :, 2].mean(1), people[:, :, 2] > 0
+    if settings['refine'] and len(people) > 0:
+        people = refine(det, tag, people)
+    found = people[:, :, 2] > 0
+    people[found, :2] = kpt_affine(people[found, :2], matrix)
+    return people, seen, scores
+
+
 def group(det, tag, matrix, settings, joint_order=None):
     """People (P, K, 3 + D) in image pixels and scores (P,) from the maps of one photo.
 
     matrix: (2, 3), output frame to image frame. settings: the config's 'test'. joint_order: as
     HeatmapParser takes it.
     """
-    keys = ('detection_val', 'tag_val', 'max_num_people', 'tie_break')
-    parser = HeatmapParser(**{key: settings[key] for key in keys}, joint_order=joint_order)
-    people = parser.parse(det[None], tag[None])[0]
-    scores = people[:, :, 2].mean(1)
-    if settings['refine'] and len(people) > 0:
-        people = refine(det, tag, people)
-    seen = people[:, :, 2] > 0
-    people[seen, :2] = kpt_affine(people[seen, :2], matrix)
-    return people, scores
+    return group_seen(det, tag, matrix, settings, joint_order)[::2]
 
 
 def find_people(preds, frames, size, scales, config):
-    """People and scores of one photo from its network outputs, see `photo_maps` and `group`."""
+    """What `group_seen` returns of one photo, from its network outputs, see `photo_maps`."""
     joints, settings = ref.get_joints(config['data']), config['test']
     maps = photo_maps(preds, frames, size, scales, joints, settings)
-    return group(*maps, settings, joints.order)
+    return group_seen(*maps, settings, joints.order)
 
 
 def aggregate(img, func, scales):
@@ -125,7 +130,7 @@ def aggregate(img, func, scales):
     has diverged, it is 0.
     """
     img = as_rgb(img)
-    config = get_config(func)
+    config = getattr(func, 'config', pose.__config__)
     frames = input_frames(*img.shape[:2], config, scales)
     preds = []
     for res, matrix in frames:
@@ -137,11 +142,6 @@ def aggregate(img, func, scales):
     return photo_maps(preds, frames, img.shape[:2], scales, joints, config['test'])
 
 
-def get_config(func):
-    """The config of what `load` returns; the default one for any other function."""
-    return getattr(func, 'config', pose.__config__)
-
-
 def multiperson(img, func, mode='single', scales=None):
     """The people in a photo: (P, K, 3 + D) of x, y in image pixels, value, tags, and scores (P,).
 
@@ -150,32 +150,39 @@ def multiperson(img, func, mode='single', scales=None):
     mode: 'single' or 'multi', a list of scales in the config; `scales` is one of your own.
     Value 0 marks a joint that was not found.
     """
-    config = get_config(func)
+    config = getattr(func, 'config', pose.__config__)
     maps = aggregate(img, func, scales or config['test']['scales'][mode])
     return group(*maps, config['test'], ref.get_joints(config['data']).order)
 
 
-def find_in_files(func, paths, out, scales, maps=False):
-    """The people in a user's own photos and clips, see `data.predictions.write_predictions`."""
-    settings, joints = func.config['test'], ref.get_joints(func.config['data'])
+def regroup(maps, func, **settings):
+    """What `data.predictions.add_picture` takes, from the maps that `aggregate` returned.
 
-    def find(img):
-        merged = aggregate(img, func, scales)
-        people, scores = group(*merged, settings, joints.order)
-        seen, _ = group(*merged, settings | {'refine': False}, joints.order)
-        return merged, people, seen, scores
+    settings: changes of the config's 'test', such as detection_val.
+    """
+    order, settings = ref.get_joints(func.config['data']).order, func.config['test'] | settings
+    return maps, *group_seen(*maps, settings, order)
 
-    return write_predictions(find, paths, out, joints, maps)
+
+def find_in_files(func, paths, out, scales, maps=False, show=None):
+    """The people in a user's own files, see `data.predictions.write_predictions`.
+
+    Without `out` those in a stream are only shown.
+    """
+    joints, sure = ref.get_joints(func.config['data']), func.config['test']['detection_val']
+    find = lambda img: regroup(aggregate(img, func, scales), func)  # noqa: E731
+    if out is None:
+        return watch(find, paths[0], joints, sure, show)
+    return write_predictions(find, paths, out, joints, sure, maps, show)
 
 
 def predict(func, split, mode, scales=None, found=None):
-    """The detections of photos as COCO takes them: a list of dicts, best first in each photo.
+    """The detections of photos as `to_coco` makes them: dicts, best first in each photo.
 
-    Under torchrun each rank looks at its share of the photos, and rank 0 returns those of all, just
-    as one rank alone would; the others return an empty list. A photo that cannot be read is one
-    without detections, and `unread` counts it. found: what this rank's share has so far, a list or
-    `Lines`, to which a list of detections, None for such a photo, is appended for each batch.
-    Returns the detections and how many photos are unread.
+    Returns them and how many photos cannot be read, which have none. Under torchrun each rank looks
+    at its share of the photos, and rank 0 returns those of all, just as one rank alone would; the
+    others return an empty list. found: what this rank's share has so far, a list or `Lines`, to
+    which a list of detections, None for a photo that is unread, is appended for each batch.
     """
     config, found = func.config, [] if found is None else found
     scales = scales or config['test']['scales'][mode]
@@ -199,8 +206,8 @@ def predict(func, split, mode, scales=None, found=None):
                 batch.append(None)
                 continue
             maps = [pred[b::B] for pred in preds]
-            people, scores = find_people(maps, frames[b], sizes[b], scales, config)
-            batch += to_coco(people, scores, split.ids[number], split.category['id'])
+            people, seen, scores = find_people(maps, frames[b], sizes[b], scales, config)
+            batch += to_coco(people, scores, split.ids[number], split.category['id'], seen)
         found.append(batch)
         progress.update(B)
     progress.close()
@@ -216,14 +223,12 @@ def predict(func, split, mode, scales=None, found=None):
     return detections, len(entries) - len(detections)
 
 
-def evaluate(func, split, mode='single', scales=None, limit=0, found=None):
+def evaluate(func, split, mode='single', scales=None, found=None):
     """COCO AP of a Predictor on a split: figures by name, summary, COCOeval, and the detections.
 
-    figures['unread'] counts the photos, if any, that cannot be read.
-    split: an annotations.Split; limit: only its first photos, 0 for all. found: see `predict`. All
-    ranks take part, rank 0 has the result, and the others get nothing. Raises UserError.
+    figures['unread'] counts the photos, if any, that cannot be read. split: an annotations.Split.
+    found: see `predict`. All ranks take part, and all but rank 0 get nothing. Raises UserError.
     """
-    split = split.select(slice(limit or None))
     detections, unread = predict(func, split, mode, scales, found)
     if dist.rank() > 0:
         return {}, '', None, detections
@@ -239,14 +244,6 @@ def parse_scales(text):
     return scales
 
 
-def count(text):
-    """A whole number from 0."""
-    number = int(text)
-    if number < 0:
-        raise ValueError(text)
-    return number
-
-
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -257,45 +254,43 @@ def parse_args():
     parser.add_argument('--scales', type=parse_scales, help='in place of the scales of the mode')
     parser.add_argument('--checkpoint', choices=['checkpoint', 'best'], default='checkpoint')
     parser.add_argument('--no-refine', action='store_true', help='only the joints that were seen')
-    parser.add_argument('--limit', type=count, default=0, help='only the first photos')
-    parser.add_argument('--vis', type=count, metavar='N', help='draw N photos into exp/<name>/vis')
+    parser.add_argument('--limit', type=int, default=0, help='only the first photos')
+    parser.add_argument('--vis', type=int, metavar='N', help='draw N photos into exp/<name>/vis')
     parser.add_argument('--images', nargs='+', metavar='PATH', help='your own photos and clips')
     parser.add_argument('--out', help='folder of their results; default: exp/<name>/out')
     parser.add_argument('--maps', action='store_true', help='also draw heatmaps and tags of photos')
     parser.add_argument('--annotations', metavar='FILE', help='a COCO file of the photos --images')
     parser.add_argument('--set', nargs='+', default=[], action='extend', metavar='KEY=VALUE')
     args = parser.parse_args()
-    own = args.images is not None and args.annotations is None
+    args.own = args.images is not None and args.annotations is None
+    args.set += ['test.refine=False'] * args.no_refine
+    if min(args.limit, args.vis or 0) < 0:
+        parser.error('--limit and --vis are numbers of photos: expected none below 0')
     if args.annotations and len(args.images or ()) != 1:
         parser.error('--annotations FILE needs --images and one folder, that of its photos')
-    if not own and (args.out or args.maps):
+    if args.own and len(args.images) > 1 and any(map(is_stream, args.images)):
+        parser.error('--images takes a camera or an address alone')
+    if not args.own and (args.out or args.maps):
         parser.error('--out and --maps go with --images and your own photos, without --annotations')
-    if own and (args.limit or args.vis is not None):
-        parser.error('--limit and --vis are for photos of a COCO file: leave them out, or give '
-                     '--annotations')  # fmt: skip
+    if args.own and (args.limit or args.vis is not None):
+        parser.error('--limit and --vis are for photos of a COCO file, which --annotations names')
     return args
 
 
 def main():
     args = parse_args()
     dist.start()
-    own = args.images is not None and not args.annotations
-    if own and dist.world_size() > 1:
+    if args.own and dist.world_size() > 1:
         raise UserError('own photos are for one process: start test.py without torchrun')
-    settings = args.set + ['test.refine=False'] * args.no_refine
-    func = load(args.exp, args.checkpoint, args.task, settings)
+    func = load(args.exp, args.checkpoint, args.task, args.set)
     run = Run(args.exp, anywhere=True)
-    if own:
-        out = Path(args.out) if args.out else run.folder / 'out'
+    if args.own:
+        show = open_window(f'{args.exp} (q ends)') if is_stream(args.images[0]) else None
+        out = None if show and not args.out else Path(args.out or run.folder / 'out')
         scales = args.scales or func.config['test']['scales'][args.mode]
-        problems = find_in_files(func, args.images, out, scales, args.maps)
-        print(f'{out}: the people found, as pictures and in predictions.json')
-        if problems:
-            print(f'{len(problems)} could not be read, see the warnings', file=sys.stderr)
-        return 1 if problems else 0
+        return 1 if find_in_files(func, args.images, out, scales, args.maps, show) else 0
     if args.annotations:
-        joints = ref.get_joints(func.config['data'])
-        split = open_file(args.annotations, args.images[0], joints)
+        split = open_file(args.annotations, args.images[0], ref.get_joints(func.config['data']))
     else:
         provider = importlib.import_module(func.config['data_provider'])
         split = provider.init(func.config, train=False)['valid_split']
@@ -304,65 +299,48 @@ def main():
         print('\n'.join(describe(split)), end='\n' * bool(describe(split)))
     split = split.select(slice(args.limit or None))
     run.folder.mkdir(parents=True, exist_ok=True)  # weights in models/ have none
-    found = open_lines(run, func, split, args)
-    unread = (measure if labelled else submit)(func, split, run, args, settings, found)
+    weights = run.checkpoint(args.checkpoint).stat()
+    key = {
+        'weights': [args.checkpoint, weights.st_size, weights.st_mtime_ns],
+        'config': func.config,
+        'scales': args.scales or func.config['test']['scales'][args.mode],
+        'photos': [split.file, len(split)],
+        'rank': [dist.rank(), dist.world_size()],
+    }
+    found = open_lines(run.folder, key)
+    detections, unread = predict(func, split, args.mode, args.scales, found)
+    if dist.rank() == 0:
+        (measure if labelled else submit)(split, detections, unread, run, func.config, args)
     found.remove()
     if unread:
         print(f'{unread} photos could not be read, see the warnings', file=sys.stderr)
     return 1 if unread else 0
 
 
-def open_lines(run, func, split, args):
-    """This rank's detections so far: of the same weights, settings and photos, after a kill."""
-    rank, weights = dist.rank(), run.checkpoint(args.checkpoint).stat()
-    key = {
-        'weights': [args.checkpoint, weights.st_size, weights.st_mtime_ns],
-        'config': func.config,
-        'scales': args.scales or func.config['test']['scales'][args.mode],
-        'photos': [split.file, len(split)],
-        'rank': [rank, dist.world_size()],
-    }
-    # Two evaluations at a time have a file each.
-    name = f'dt.partial-{zlib.crc32(json.dumps(key).encode()):08x}.jsonl'
-    lines = Lines(run.folder / name, key)
-    if len(lines) and rank == 0:
-        print(f'{lines.path}: an earlier evaluation goes on behind {len(lines)} batches')
-    return lines
-
-
-def submit(func, split, run, args, settings, found):
-    """Evaluates photos without labels: what COCO's server takes, in the folder of the run."""
-    detections, unread = predict(func, split, args.mode, args.scales, found)
-    if dist.rank() > 0:
-        return 0
+def submit(split, detections, unread, run, config, args):
+    """Writes what COCO's server takes of photos without labels, in the folder of the run."""
     path, archive = write_submission(run.folder, run.name, split, detections)
     print(
         f'{split.file} has no labels, so there is no AP: {len(detections)} people in {len(split)} '
         f'photos are in {path} and, to be uploaded, in {archive.name} beside it'
     )
-    return unread
 
 
-def measure(func, split, run, args, settings, found):
+def measure(split, detections, unread, run, config, args):
     """COCO AP of labelled photos: printed, and with detections and pictures kept in the run."""
-    figures, text, evaluation, detections = evaluate(
-        func, split, args.mode, args.scales, found=found
-    )
-    if dist.rank() > 0:
-        return 0
+    figures, text, evaluation = coco_scores(split, detections)
     print(text, end='')
-    write_json(run.folder / 'dt.json', detections, indent=None)
+    write_json(run.folder / 'dt.json', plain(detections), indent=None)
     name = 'scales ' + ','.join(f'{s:g}' for s in args.scales) if args.scales else args.mode
     if args.annotations:
         name += f' on {Path(args.annotations).name}'
+    figures |= {'unread': unread} if unread else {}
     counts = {'photos': len(split), 'people': len(detections)}
-    run.add_results(name, figures | counts | {'checkpoint': args.checkpoint, 'settings': settings})
-    pictures = func.config['test']['vis'] if args.vis is None else args.vis
-    if pictures:
-        sure = func.config['test']['detection_val']
-        write_pictures(run.folder / 'vis', split, evaluation, detections, pictures, sure)
+    run.add_results(name, figures | counts | {'checkpoint': args.checkpoint, 'settings': args.set})
+    if count := config['test']['vis'] if args.vis is None else args.vis:
+        sure = config['test']['detection_val']
+        write_pictures(run.folder / 'vis', split, evaluation, detections, count, sure)
         print(f'{run.folder}/vis: predictions beside the truth, the worst and the best first')
-    return figures.get('unread', 0)
 
 
 if __name__ == '__main__':

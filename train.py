@@ -22,12 +22,13 @@ import torch
 from torch import nn
 
 from data.coco_pose import ref, splits
-from test import Predictor, aggregate, evaluate, group
+from data.coco_pose.results import compare
+from test import Predictor, aggregate, evaluate
 from utils import dist
 from utils.checkpoint import check_plain, read_checkpoint
 from utils.config import apply_settings, check_config, load_task
 from utils.device import choose_device, choose_precision, spread
-from utils.draw import draw_prediction
+from utils.draw import draw_heatmaps, stacked
 from utils.errors import UserError, exit_code
 from utils.loading import worker_count
 from utils.report import Report, describe, format_losses
@@ -191,22 +192,21 @@ def validate(model, loader, settings, dtype, report):
 def measure_ap(network, config, split):
     """Single-scale COCO figures on the validation split, on rank 0; changes nothing.
 
-    Beside them pictures by name: the first photos with predictions and heatmaps.
+    Beside them pictures by name: the first photos with predictions, truth and heatmaps.
     """
-    device, settings, joints = next(network.parameters()).device, config['test'], split.joints
+    device, settings = next(network.parameters()).device, config['test']
     func = Predictor(network, config, device, choose_precision(settings['precision'], device)[0])
-    figures, *_ = evaluate(func, split)
+    figures, _, evaluation, detections = evaluate(func, split)
     pictures = {}
     for number, image_id in enumerate(split.ids[: PICTURES if dist.rank() == 0 else 0]):
         try:
             photo = split.read(number)
         except UserError:  # which evaluate has said
             continue
-        det, tag, matrix = aggregate(photo, func, settings['scales']['single'])
-        people, scores = group(det, tag, matrix, settings | {'refine': False}, joints.order)
-        pictures[f'predictions/{image_id}'] = draw_prediction(
-            photo, people, scores, det.cpu().numpy(), joints.names, joints.skeleton, matrix
-        )
+        det, _, matrix = aggregate(photo, func, settings['scales']['single'])
+        people = compare(photo, split, number, evaluation, detections, settings['detection_val'])
+        heatmaps = draw_heatmaps(photo, det.cpu().numpy(), split.joints.names, matrix, side=200)
+        pictures[f'predictions/{image_id}'] = stacked([people, heatmaps])
     return figures, pictures
 
 

@@ -13,23 +13,21 @@ training with this config, in its order.
 import argparse
 import copy
 import importlib
-import math
 import sys
 from pathlib import Path
 
+from utils.errors import exit_code  # isort: skip  # which says where OpenCV cannot be loaded
 import cv2
 import numpy as np
 
 from data.coco_pose import ref
 from utils.config import apply_settings, check_config, load_task
-from utils.draw import bright_colour, draw_people, label, save_picture
-from utils.errors import exit_code
+from utils.draw import GAP, GROUND, bright_colour, draw_people, label, save_picture, stacked
 
 SIDE = 480  # pixels of a picture
 ACROSS, DOWN = 2, 4  # samples on a sheet
 STRIPE = 8  # pixels
 RED = np.array([255, 0, 0])
-GAP = 6  # pixels between samples
 
 
 def decode(keypoints, output_res, stride):
@@ -70,12 +68,9 @@ def draw_sample(sample, skeleton):
 
 def sheet(pairs):
     """Pictures of one size on a dark ground, ACROSS in a row."""
-    height, width = np.array(pairs[0].shape[:2]) + GAP
-    canvas = np.full((math.ceil(len(pairs) / ACROSS) * height, ACROSS * width, 3), 30, np.uint8)
-    for number, pair in enumerate(pairs):
-        y, x = number // ACROSS * height, number % ACROSS * width
-        canvas[y : y + height - GAP, x : x + width - GAP] = pair
-    return canvas[:-GAP, :-GAP]
+    pairs = pairs + [np.full_like(pairs[0], GROUND)] * (-len(pairs) % ACROSS)
+    rows = [stacked(pairs[i : i + ACROSS], axis=1) for i in range(0, len(pairs), ACROSS)]
+    return stacked(rows)[:-GAP, :-GAP]
 
 
 def first_samples(config, count):
@@ -90,22 +85,18 @@ def first_samples(config, count):
         yield {key: np.asarray(values[0]) for key, values in batch.items()}
 
 
-def positive(text):
-    """A whole number from 1."""
-    if (number := int(text)) < 1:
-        raise ValueError(text)
-    return number
-
-
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('-t', '--task', default='pose', help='a module in task/')
-    parser.add_argument('-n', type=positive, default=16, metavar='N', help='how many samples')
+    parser.add_argument('-n', type=int, default=16, metavar='N', help='how many samples')
     parser.add_argument('--out', type=Path, default=Path('samples'), metavar='FOLDER')
     parser.add_argument('--set', nargs='+', default=[], action='extend', metavar='KEY=VALUE')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.n < 1:
+        parser.error(f'-n {args.n}: expected a number of samples from 1')
+    return args
 
 
 def main():

@@ -1,4 +1,4 @@
-"""A user's own photos and clips: which files they are, their pictures one by one, and the results.
+"""A user's own photos, clips and cameras: which files they are, and their pictures one by one.
 
 All are upright, as viewers show them: the orientation that a phone stores beside the pixels is
 applied to photos as well as to clips, so x and y are those of the picture that the user sees.
@@ -6,89 +6,114 @@ applied to photos as well as to clips, so x and y are those of the picture that 
 
 import contextlib
 import itertools
-import json
 import math
 import os
+import queue
+import re
+import signal
+import sys
+import threading
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data.coco_pose.photo import read_photo
-from utils.draw import save_picture
 from utils.errors import UserError
+from utils.multiscale import as_rgb
+from utils.regions import MOST_PIXELS
 
 # The files that are taken from a folder, by their suffix. Not every OpenCV can read the last few
 # kinds of photos, but users who have them want to know.
 PHOTOS = set('.jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .ppm .pgm .avif .heic .heif'.split())
-CLIPS = '.mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .3gp .gif .ts .mts .m2ts'
-CLIPS = set(CLIPS.split())
+CLIPS = set('.mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .3gp .gif .ts .mts .m2ts'.split())
 USUAL_RATE = 25.0  # pictures per second, where a clip does not state its rate
 # How the first of the chunks that an mp4 or mov consists of may be called.
 ISO_CHUNKS = (b'ftyp', b'moov', b'mdat', b'wide', b'free', b'skip')
+TRIES, PAUSE = 10, 3.0  # how often a stream that broke off is opened again, and seconds before each
+TIMEOUT = 5000  # milliseconds that an address is waited for
 
 
 def list_files(paths, results=()):
-    """The photos and clips at `paths`, files or folders with all that is in them, and problems.
+    """The photos, clips and streams at `paths`, and what cannot be read, a line each.
 
-    A file given by its own path is taken whatever its suffix is, one in a folder by its suffix, and
-    the others are counted in a line; each file comes once. What lies in the folders `results` is
-    never an input.
+    A file given by its own path is taken whatever its suffix is, one in a folder, or within those
+    in it, by its suffix; the others are counted in a line, and hidden ones left alone. Each file
+    comes once. What lies in the folders `results` is never an input.
     """
     results = {Path(folder).resolve() for folder in results}
     files, problems = {}, []
-    for path in map(Path, paths):
-        found, others = walk(path) if path.is_dir() else ([path] if path.exists() else [], [])
-        inputs = [file for file in found if file.parent.resolve() not in results]
-        others = [
-            file.suffix or file.name for file in others if file.parent.resolve() not in results
-        ]
-        if others:
-            kinds = ', '.join(sorted(set(others)))
-            print(f'note: {path}: {len(others)} other files are passed over ({kinds:.200})')
+    for path in paths:
+        if is_stream(path):
+            files[path] = path
+            continue
+        path = Path(path)
         if not path.exists():
             problems.append(f'{path}: there is no such file or folder')
-        elif not inputs:
-            where = ' but the results (choose another --out)' * (len(found) > 0)
+            continue
+        found = [path]
+        if path.is_dir():
+            walked = [Path(p) / name for p, _, n in sorted(os.walk(path)) for name in sorted(n)]
+            found = [file for file in walked if not file.name.startswith('.')]
+        own = [file for file in found if file.parent.resolve() not in results]
+        inputs = [f for f in own if f == path or f.suffix.lower() in PHOTOS | CLIPS]
+        if others := set(own) - set(inputs):
+            kinds = ', '.join(sorted({file.suffix or file.name for file in others}))
+            print(f'note: {path}: {len(others)} other files are passed over ({kinds:.200})')
+        if not inputs:
+            where = ' but the results (choose another --out)' * (len(found) > len(own))
             problems.append(f'{path}: there is no photo and no clip{where}')
         for file in inputs:
             files.setdefault(file.resolve(), file)
     return list(files.values()), problems
 
 
-def walk(folder):
-    """The photos and clips in a folder and those within it, and other files; no hidden ones."""
-    files = [
-        Path(parent) / name
-        for parent, _, names in sorted(os.walk(folder))
-        for name in sorted(names)
-        if not name.startswith('.')
-    ]
-    inputs = [file for file in files if file.suffix.lower() in PHOTOS | CLIPS]
-    return inputs, [file for file in files if file.suffix.lower() not in PHOTOS | CLIPS]
+def is_stream(path):
+    """Whether an input is an address, or a camera's number that is no file."""
+    return '://' in str(path) or str(path).isdecimal() and not Path(path).exists()
 
 
-def open_pictures(file):
-    """A Photo or a Clip, by the suffix of the file. Raises UserError."""
-    return Clip(file) if Path(file).suffix.lower() in CLIPS else Photo(file)
+def open_pictures(path):
+    """A Stream, Clip or Photo: by the form of the path and its suffix. Raises UserError."""
+    if is_stream(path):
+        return Stream(path)
+    return Clip(path) if Path(path).suffix.lower() in CLIPS else Photo(path)
 
 
 class Photo:
-    """A photo as a clip of one picture (H, W, 3) uint8 RGB; its rate is None.
+    """The pages of a photo, or the pictures of an animation: (H, W, 3) uint8 RGB one by one."""
 
-    further: how many pages, or pictures of an animation, the file has after the first.
-    """
-
-    rate, count = None, 1
+    rate, dropped = None, 0
 
     def __init__(self, file):
-        self.picture, self.further = read_photo(file, upright=True), 0
+        self.file, self.first, self.count = file, read_photo(file, upright=True), 1
         with contextlib.suppress(Exception), Image.open(file) as image:
-            self.further = getattr(image, 'n_frames', 1) - 1
+            # What follows in a JPEG are previews, or how far away things are.
+            self.count = getattr(image, 'n_frames', 1) if image.format != 'MPO' else 1
 
     def __iter__(self):
-        yield self.picture
+        yield self.first
+        number = 0
+        try:
+            with Image.open(self.file) if self.count > 1 else contextlib.nullcontext() as image:
+                for number in range(1, self.count):
+                    image.seek(number)
+                    if image.width * image.height > MOST_PIXELS:
+                        raise ValueError
+                    page = ImageOps.exif_transpose(image)
+                    page = page if page.mode.startswith('I;16') else page.convert('RGB')
+                    yield as_rgb(np.asarray(page))
+        except Exception:  # of as many kinds as Pillow has readers
+            problem = f'photo {self.file}: picture {number + 1} of {self.count} cannot be read'
+            raise UserError(problem) from None
+
+
+def rate_and_count(capture):
+    """A capture's pictures per second, and how many it claims or seems to have, 0 if unknown."""
+    rate, count = (capture.get(p) for p in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
+    rate = rate if 0 < rate <= 1000 else USUAL_RATE
+    return rate, int(count) if 0 < count < math.inf else 0
 
 
 def is_cut_short(file):
@@ -119,10 +144,10 @@ def is_cut_short(file):
 class Clip:
     """A clip, of which one picture at a time is in memory. Raises UserError if it cannot be read.
 
-    rate: pictures per second. count: how many the file claims or seems to have, 0 if unknown.
+    rate, count: see `rate_and_count`.
     """
 
-    further = 0
+    dropped = 0
 
     def __init__(self, file):
         self.file = file
@@ -132,9 +157,7 @@ class Clip:
         self.capture = cv2.VideoCapture(str(path)) if path.is_file() else None
         if self.capture is None or not self.capture.isOpened():
             raise UserError(f'clip {file} cannot be read: it is broken, cut short, or no clip')
-        rate, count = (self.capture.get(p) for p in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
-        self.rate = rate if 0 < rate <= 1000 else USUAL_RATE
-        self.count = int(count) if 0 < count < math.inf else 0
+        self.rate, self.count = rate_and_count(self.capture)
 
     def __iter__(self):
         """Its pictures (H, W, 3) uint8 RGB, followed by a UserError where the clip is cut short."""
@@ -156,115 +179,92 @@ class Clip:
             raise UserError(f'clip {self.file} is cut short: it ends after picture {number}')
 
 
-class PictureFile:
-    """Where pictures are written: a JPEG, or with a rate an mp4 of so many pictures per second.
+class Stream:
+    """A camera, by its number, or what plays at an address, until it ends or `stop` is called.
 
-    Raises OSError where it cannot be written.
+    Cameras and live streams do not wait: of the pictures that come while one is looked at, only the
+    newest is kept, and `dropped` counts the others. A clip at an address, whose length is known,
+    loses none. Raises UserError where it cannot be opened.
     """
 
-    def __init__(self, path, rate=None):
-        self.path, self.rate = path, rate
-        self.writer, self.count = None, 0
+    def __init__(self, source):
+        # An address may hold a password.
+        self.name = f'camera {source}' if source.isdecimal() else re.sub('//[^/]*@', '//', source)
+        self.source, self.file, self.dropped = source, re.sub(r'\W+', '-', self.name), 0
+        self.box, self.stopped = queue.Queue(1), threading.Event()
+        self.capture = self.connect()
+        if not self.capture.isOpened():
+            raise UserError(
+                f'{self.name} cannot be opened: expected the number of a camera that no other '
+                'program uses, or the address of a stream or clip that plays elsewhere'
+            )
+        self.rate, self.count = rate_and_count(self.capture)
 
-    def write(self, picture):
-        """Adds a picture (H, W, 3) uint8 RGB; those of a clip are of one size."""
-        self.count += 1
-        if self.rate is None:
-            save_picture(self.path, picture)
-            return
-        height, width = picture.shape[:2]
-        # OpenCV would cut an odd size down to an even one, as mp4 wants it.
-        edges = (0, height % 2, 0, width % 2)
-        picture = cv2.copyMakeBorder(picture, *edges, cv2.BORDER_REPLICATE)
-        if self.writer is None:
-            code, size = cv2.VideoWriter_fourcc(*'mp4v'), picture.shape[1::-1]
-            self.writer = cv2.VideoWriter(str(self.path.absolute()), code, self.rate, size)
-            if not self.writer.isOpened():
-                raise OSError(f'{self.path} cannot be written as mp4 of {size[0]} x {size[1]}')
-        self.writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    def connect(self):
+        """A VideoCapture of the source."""
+        if self.source.isdecimal():
+            return cv2.VideoCapture(int(self.source))
+        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, TIMEOUT]
+        return cv2.VideoCapture(self.source, cv2.CAP_FFMPEG, limits)
 
-    def close(self):
-        """Ends the file. OpenCV does not report a full disk, so a clip is opened once more."""
-        if self.writer is not None:
-            self.writer.release()
-            capture = cv2.VideoCapture(str(self.path.absolute()))
-            written = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-            if written != self.count:
-                raise OSError(f'{self.path} holds fewer pictures than were written: full disk?')
+    def stop(self, *_):
+        """Ends the pictures with the one that is looked at; a second Ctrl-C ends all at once."""
+        self.stopped.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-
-class Results:
-    """The folder of the results: a picture for each file, and predictions.json as they come.
-
-    predictions.json, whose open binary file is `stream`, is in the format of COCO; its annotations
-    have a score, the third figure of a joint is its value, and `guessed` lists the joints (from 0)
-    that were filled in. A clip's pictures are images of one file_name, numbered by `frame` from 0.
-    Memory holds one entry per file.
-    """
-
-    def __init__(self, folder, stream, category):
-        self.folder, self.stream = folder, stream
-        self.names, self.files = set(), []
-        self.images = self.people = 0
-        self.put(f'{{"categories": [{json.dumps(category)}],\n"annotations": [')
-
-    def put(self, text):
-        self.stream.write(text.encode())
-
-    @contextlib.contextmanager
-    def begin(self, file, rate=None):
-        """Within it the pictures of a file are added; rate: of a clip, pictures per second."""
-        stem = Path(file).stem
-        names = itertools.chain([stem], (f'{stem}-{number}' for number in itertools.count(2)))
-        # A and a count as one name, as they do on some disks.
-        self.name = next(name for name in names if name.lower() not in self.names)
-        self.names.add(self.name.lower())
-        self.drawn = PictureFile(self.folder / (self.name + ('.mp4' if rate else '.jpg')), rate)
-        image = {'file_name': Path(file).as_posix(), 'drawn': self.drawn.path.name}
-        self.files.append({'image': image, 'first': self.images + 1, 'count': 0, 'rate': rate})
+    def __iter__(self):
+        """Its pictures (H, W, 3) uint8 RGB, followed by a UserError where it broke off."""
+        thread = threading.Thread(target=self.run, daemon=True)
+        before = signal.signal(signal.SIGINT, self.stop)
         try:
-            yield
+            thread.start()
+            for taken in itertools.count():
+                item = self.box.get()
+                if self.stopped.is_set() or item is None:
+                    return
+                if isinstance(item, UserError):
+                    raise item
+                self.dropped = item[0] - taken
+                yield cv2.cvtColor(item[1], cv2.COLOR_BGR2RGB)
         finally:
-            self.drawn.close()
+            self.stopped.set()
+            while thread.is_alive():  # it may wait for room in the box
+                with contextlib.suppress(queue.Empty):
+                    self.box.get(timeout=0.1)
+            self.capture.release()
+            signal.signal(signal.SIGINT, before)
+            if self.dropped:
+                print(f'note: {self.name}: {self.dropped} pictures that came too fast are left out')
 
-    def add(self, size, people, drawn, sheets):
-        """Adds a picture of (height, width), its entries, as of COCO's results, and drawings.
+    def run(self):
+        """Puts every (number, picture), from 0, into the box, and at last None or a UserError.
 
-        sheets: further drawings, by the folders that they go to.
+        What breaks off is opened again for a while. It runs in a thread of its own.
         """
-        self.images += 1
-        file = self.files[-1]
-        file['count'] += 1
-        file['image']['height'], file['image']['width'] = size
-        for person in people:
-            self.people += 1
-            entry = {'id': self.people} | person | outline(person['keypoints'])
-            self.put(('\n' if self.people == 1 else ',\n') + json.dumps(entry))
-        self.drawn.write(drawn)
-        for kind, sheet in sheets.items():
-            (self.folder / kind).mkdir(exist_ok=True)
-            save_picture(self.folder / kind / f'{self.name}.jpg', sheet)
-
-    def end(self):
-        """Completes predictions.json."""
-        self.put('\n],\n"images": [')
-        for file in self.files:
-            for number in range(file['count']):
-                image = {'id': file['first'] + number} | file['image']
-                image |= {'frame': number} if file['rate'] else {}
-                self.put(('\n' if image['id'] == 1 else ',\n') + json.dumps(image))
-        self.put('\n]}\n')
-
-
-def outline(keypoints):
-    """What COCO's annotations hold beside a person's keypoints, from x, y, value of each joint."""
-    joints = np.array(keypoints).reshape(-1, 3)
-    points = joints[joints[:, 2] > 0, :2]
-    points = points if len(points) else np.zeros((1, 2))
-    box = np.r_[points.min(0), np.ptp(points, 0)].tolist()
-    return {
-        'num_keypoints': int((joints[:, 2] > 0).sum()),
-        'bbox': [round(value, 3) for value in box],
-        'area': round(box[2] * box[3], 3),
-        'iscrowd': 0,
-    }
+        number = tries = 0
+        end = None
+        while not self.stopped.is_set() and end is None:
+            picture = self.capture.read()[1]
+            if picture is not None:
+                if not self.count:
+                    with contextlib.suppress(queue.Empty):
+                        self.box.get_nowait()
+                self.box.put((number, picture))
+                number, tries = number + 1, 0
+            elif 0 < self.count <= number or self.count and tries and self.capture.isOpened():
+                break  # also where it is there again and has no more: the count may be a guess
+            elif tries < TRIES:
+                if tries == 0:
+                    text = f'warning: {self.name} broke off after picture {number}, waiting'
+                    print(text, file=sys.stderr, flush=True)
+                tries += 1
+                self.stopped.wait(PAUSE)
+                self.capture = self.connect()
+                for _ in range(number if self.count else 0):  # not every server lets one jump
+                    self.capture.grab()
+            else:
+                end = UserError(
+                    f'{self.name} broke off after picture {number}, and could not be opened again '
+                    f'in {TRIES} tries within {TRIES * PAUSE:.0f} s'
+                )
+        self.box.put(end)

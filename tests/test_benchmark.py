@@ -48,7 +48,7 @@ def test_people(mode):
     scales = config['test']['scales'][mode]
     frames = test.input_frames(512, 512, config, scales)
     preds = benchmark.drawn_outputs(benchmark.drawn_people(6), [res[0] for res, _ in frames])
-    people, _ = test.find_people(preds, frames, (512, 512), scales, config)
+    people, *_ = test.find_people(preds, frames, (512, 512), scales, config)
     plain = references.find_people(preds, scales, config['test'])
     assert len(people) == len(plain) == 6
     R = 512 * max(scales) / 4

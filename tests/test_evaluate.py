@@ -15,11 +15,12 @@ from pycocotools.coco import COCO
 import test
 from data.coco_pose import ref
 from data.coco_pose.dp import GenerateHeatmap
-from data.coco_pose.results import STATS, coco_scores, to_coco
+from data.coco_pose.results import STATS, coco_scores, compare, to_coco
 from data.coco_pose.splits import open_valid
 from task import pose
 from test import evaluate
 from utils.affine import get_transform, invert, kpt_affine
+from utils.draw import GREY, TITLE, person_colour
 from utils.group import HeatmapParser
 
 FLIP = list(ref.COCO.flip)
@@ -62,6 +63,8 @@ class Oracle:
 
     Whether a photo and its mirror image get the answers of that photo depends on the evaluation.
     """
+
+    device = 'cpu'
 
     def __init__(self, coco, split, config):
         self.split, self.config = split, config
@@ -126,10 +129,10 @@ def test_shuffled_tags_lose_the_people(make_coco, configure):
     assert figures['AP'] < 0.5
 
 
-def test_a_limit_is_the_first_photos(make_coco, configure):
+def test_a_selection_is_evaluated_alone(make_coco, configure):
     coco = make_coco(people=(1, 3, 2), valid=(), kind='png')
     split, config = whole(coco, configure, 'train.input_res=256', 'train.output_res=64')
-    figures, *_, detections = evaluate(Oracle(coco, split, config), split, limit=2)
+    figures, *_, detections = evaluate(Oracle(coco, split, config), split.select(slice(2)))
     assert {d['image_id'] for d in detections} == set(split.ids[:2])
     assert figures['AR50'] == 1  # of the photos that were looked at
 
@@ -140,7 +143,7 @@ def test_nothing_found_scores_0(make_coco, configure):
     def blind(images):
         return [torch.zeros(len(images), 1, 34, 16, 16)]
 
-    blind.config = config
+    blind.config, blind.device = config, 'cpu'
     figures, text, *_, detections = evaluate(blind, split)
     assert detections == [] and len(text.splitlines()) == 10
     assert all(figures[name] == 0 for name in ('AP', 'AP50', 'AP75', 'AR', 'AR50', 'AR75'))
@@ -207,6 +210,27 @@ def test_entries_are_the_best_first_and_say_what_was_found():
         np.testing.assert_allclose(joints[:9], [(12.345, 67.891, 0.4)] * 9, atol=0.0006)
         assert not joints[9:].any()
     json.dumps(entries)
+
+
+def test_who_matches_has_the_colour_of_the_truth(make_coco, configure):
+    """In whatever order they are found; the others are grey, and guessed joints are hollow."""
+    split, _ = whole(make_coco(people=(3,), valid=(), size=(200, 400)), configure)
+    detections = answers(split)[::-1] + answers(split)[:1]
+    away = np.array(detections[3]['keypoints']).reshape(17, 3) + (0, -40, 0)
+    detections[3] |= {'keypoints': away.flatten().tolist(), 'score': 0.5}
+    detections[0]['guessed'] = [16]
+    _, _, evaluation = coco_scores(split, detections)
+    picture = compare(split.read(0), split, 0, evaluation, detections, 0.1)
+    zoom, room = 640 / 400, (picture.shape[1] + 6) // 2
+
+    def colour(person, k, left):
+        x, y = np.round(zoom * person[k, :2]).astype(int)
+        return tuple(picture[TITLE + y, x if left else x + room])
+
+    for number, person in enumerate(joints_of(split, 0)):
+        assert colour(person, 15, False) == colour(person, 15, True) == person_colour(number)
+        assert (colour(person, 16, True) == person_colour(number)) == (number < 2)
+    assert colour(away, 15, True) == GREY
 
 
 # --- the command ---
@@ -312,7 +336,7 @@ def test_peaks_on_the_margins_count_only_if_they_are_to():
         config = copy.deepcopy(pose.__config__)
         config['test']['margins'] = margins
         frames = test.input_frames(320, 640, config, [1.0])
-        people, _ = test.find_people([pred], frames, (320, 640), [1.0], config)
+        people, *_ = test.find_people([pred], frames, (320, 640), [1.0], config)
         assert len(people) == expected
         assert (people[:, 0, 1] > 0).sum() == 1
 

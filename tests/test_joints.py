@@ -368,7 +368,7 @@ def test_grouping_visits_joints_in_their_order(lists, first, configure):
         pred[0, 17 + k, 9, k] = tag
     config['test'] |= {'mirror': False, 'refine': False}
     frames = test.input_frames(128, 128, config, [1.0])
-    people, _ = test.find_people([pred], frames, (128, 128), [1.0], config)
+    people, *_ = test.find_people([pred], frames, (128, 128), [1.0], config)
     assert len(people) == 2 and people[0, :, 2].nonzero()[0].tolist() == [first]
 
 

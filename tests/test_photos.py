@@ -24,9 +24,10 @@ from data.coco_pose import ref
 from data.coco_pose.annotations import read_file
 from data.coco_pose.dp import GenerateHeatmap
 from data.coco_pose.photo import read_photo
-from data.coco_pose.results import coco_scores
+from data.coco_pose.results import coco_scores, draw_found
 from data.coco_pose.splits import open_file, open_valid
-from data.photos import Clip, PictureFile, list_files
+from data.photos import Clip, list_files
+from data.predictions import ClipFile
 from task import pose
 from utils import draw
 from utils.affine import kpt_affine
@@ -314,7 +315,7 @@ def test_a_clip_is_drawn_picture_by_picture(find, size, code, name):
 
 def test_pictures_of_odd_size_are_kept_whole(work):
     """The padded edge is a repetition, and nothing is cut off."""
-    file = PictureFile(Path('a.mp4'), 10)
+    file = ClipFile(Path('a.mp4'), 10)
     shown = picture(75, 101)
     for _ in range(3):
         file.write(shown)
@@ -386,14 +387,34 @@ def test_what_a_folder_holds_besides_is_counted(find):
     assert names == {'in/a.jfif', 'in/b.jpe', 'in/a.ppm', 'in/c.MTS'}
 
 
-def test_further_pages_are_counted(find):
-    cv2.imwritemulti('pages.tif', [picture(), picture(), picture()])
-    Image.new('RGB', (64, 48)).save('moves.webp', save_all=True, append_images=[
-        Image.new('RGB', (64, 48), (0, 0, shade)) for shade in (99, 200)])  # fmt: skip
-    cv2.imwrite('one.png', picture())
-    done = find('pages.tif', 'moves.webp', 'one.png')
-    assert done.returncode == 0, done.stderr
-    assert '4 further pages or pictures of animated files are passed over' in done.stdout
+def test_every_page_and_picture_of_an_animation_is_read(find):
+    """Under names of their own; a broken one is named, and what comes before it is kept."""
+    shades = (40, 120, 200)
+    pages = [Image.new('RGB', (64 + shade, 48), (shade,) * 3) for shade in shades]
+    deep = [Image.fromarray(np.full((48, 64), 256 * shade, np.uint16)) for shade in shades]
+    moves = [Image.new('RGB', (64, 48), (shade,) * 3) for shade in shades]
+    for name, made in (('pages.tif', pages), ('deep.tif', deep), ('moves.webp', moves)):
+        made[0].save(name, save_all=True, append_images=made[1:])
+    preview = Image.new('RGB', (64, 48))
+    preview.save('phone.jpg', 'MPO', save_all=True, append_images=[preview])
+    data = Path('pages.tif').read_bytes()
+    Path('pages_0002.tif').write_bytes(data)
+    Path('cut.tif').write_bytes(data[: 9 * len(data) // 10])
+    done = find('pages.tif', 'deep.tif', 'moves.webp', 'phone.jpg', 'pages_0002.tif', 'cut.tif')
+    assert done.returncode == 1 and done.stderr.count('warning: ') == 1
+    assert 'photo cut.tif: picture 3 of 3 cannot be read' in done.stderr
+    images, names = predictions()['images'], ['', '_0002', '_0003']
+    assert [(i['drawn'], i.get('frame')) for i in images] == [
+        *(('pages.jpg', None), ('pages_0002.jpg', 1), ('pages_0003.jpg', 2)),
+        *((f'deep{name}.jpg', number or None) for number, name in enumerate(names)),
+        *((f'moves{name}.jpg', number or None) for number, name in enumerate(names)),
+        ('phone.jpg', None),
+        *(('pages_0002-2.jpg', None), ('pages_0002_0002.jpg', 1), ('pages_0002_0003.jpg', 2)),
+        ('cut.jpg', None), ('cut_0002.jpg', 1),
+    ]  # fmt: skip
+    for image, shade in zip(images[:9], shades * 3, strict=True):
+        assert abs(np.median(cv2.imread(f'out/{image["drawn"]}')) - shade) < 3
+    assert [image['width'] for image in images[:3]] == [64 + shade for shade in shades]
 
 
 @pytest.mark.parametrize('name', ['cut.mkv', 'cut.avi'])
@@ -505,28 +526,24 @@ def test_predictions_can_be_evaluated_as_truth(painted, configure, make_coco):
     assert figures['AP'] == pytest.approx(1)
 
 
-def test_the_drawing_leaves_out_what_was_guessed(painted):
+def test_what_was_guessed_is_hollow_or_left_out(painted):
+    """Hollow where its value exceeds test.detection_val: here it is another person's joint."""
     people, func = painted
-    test.find_in_files(func, ['a.png'], Path('out'), [1.0])
-    drawn = cv2.imread('out/a.jpg', cv2.IMREAD_COLOR_RGB)
     photo = read_photo('a.png')
-    entries = predictions()['annotations']
-    found = np.array([entry['keypoints'] for entry in entries]).reshape(-1, K, 3)
-    seen = found.copy()
-    for person, entry in zip(seen, entries, strict=True):
-        person[entry['guessed'], 2] = 0
-    scores = [entry['score'] for entry in entries]
-
-    def same(points):
-        """Whether the people are drawn so, in either order: grouping numbers them as it likes."""
-        for turn in (1, -1):
-            wanted = draw.draw_people(photo, points[::turn], ref.COCO.skeleton, scores[::turn])
-            data = cv2.imencode('.jpg', wanted[..., ::-1])[1]
-            if np.array_equal(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), drawn):
-                return True
-        return False
-
-    assert same(seen) and not same(found)
+    found, seen, scores = test.group_seen(*test.aggregate(photo, func, [1.0]), func.config['test'])
+    part = int((~seen).any(1).nonzero()[0][0])
+    assert not seen[part, [9, 16]].any() and seen.sum() == 2 * K - 2
+    found[part, 9, 2], found[part, 16, 2] = 0.9, 0.09
+    drawn, shown, _ = draw_found(photo, found, seen, scores, ref.COCO, 0.1)
+    assert shown[part, 9, 2] > 0 and shown[part, 16, 2] == 0
+    alone = found.copy()
+    alone[part, [9, 16], 2] = 0
+    without = draw.draw_people(photo, alone, ref.COCO.skeleton, scores)
+    rows, places = (drawn != without).any(2).nonzero()
+    x, y = 2 * found[part, 9, :2]  # 640 pixels wide
+    assert 0 < np.hypot(places - x, rows - y).max() < 9  # a ring, and no limb
+    test.find_in_files(func, ['a.png'], Path('out'), [1.0])
+    assert predictions()['annotations'][1]['guessed'] == [9, 16]
 
 
 def test_an_image_id_belongs_to_one_picture(find):

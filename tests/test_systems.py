@@ -145,7 +145,8 @@ def test_a_training_on_names_in_other_alphabets(make_coco, tiny, run_script, wor
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize('script', ['train.py', 'test.py'])
+@pytest.mark.parametrize('script', ['train.py', 'test.py', 'data/browse.py', 'data/mpii.py',
+                                    'utils/plot.py', 'utils/convert.py'])  # fmt: skip
 def test_a_library_that_opencv_lacks_is_named(run_script, work, monkeypatch, script):
     """As on servers and in small containers."""
     cause = 'libGL.so.1: cannot open shared object file: No such file or directory'

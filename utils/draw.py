@@ -7,7 +7,8 @@ import numpy as np
 
 GROUND = (26, 26, 26)  # of sheets and their titles, on which every person's colour is bright
 PAPER = (235, 235, 235)  # of text on it
-TITLE = 24  # pixels, the height of a title
+GREY = (170, 170, 170)  # of people who are nobody's match
+TITLE, GAP = 24, 6  # pixels: the height of a title, and between pictures
 
 
 def save_picture(path, picture, quality=95):
@@ -38,26 +39,30 @@ def person_colour(number):
     return bright_colour(number * 0.618034 % 1)  # the golden ratio spreads evenly
 
 
-def draw_people(photo, people, skeleton, scores=None, side=640):
+def draw_people(photo, people, skeleton, scores=None, side=640, seen=None, colours=None):
     """A copy of the photo, enlarged to at least `side` pixels, with joints, limbs and scores.
 
     photo (H, W, 3) uint8 RGB; people (P, K, 3+) of x, y in its pixels and a value, 0 where missing;
-    skeleton: pairs of joints.
+    skeleton: pairs of joints. seen (P, K): all joints but those that were filled in, which are
+    hollow and have no limbs. colours: in place of `person_colour`.
     """
     zoom = max(1.0, side / max(photo.shape[:2]))
     canvas = cv2.resize(photo, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     width = max(1, round(max(canvas.shape[:2]) / 200))
     for number, person in enumerate(people):
-        colour = person_colour(number)
+        colour = colours[number] if colours else person_colour(number)
         points = np.round(person[:, :2] * zoom).astype(int)
-        seen = person[:, 2] > 0
+        found = person[:, 2] > 0
+        solid = found if seen is None else found & seen[number]
         for a, b in skeleton:
-            if seen[a] and seen[b]:
+            if solid[a] and solid[b]:
                 cv2.line(canvas, points[a].tolist(), points[b].tolist(), colour, width, cv2.LINE_AA)
-        for point in points[seen]:
+        for point in points[found & ~solid].tolist():
+            cv2.circle(canvas, point, width + 2, colour, max(1, round(width / 2)), cv2.LINE_AA)
+        for point in points[solid]:
             draw_dot(canvas, point, colour, width + 1)
-        if scores is not None and seen.any():
-            label(canvas, f'{scores[number]:.2f}', points[seen].min(0).tolist(), colour)
+        if scores is not None and solid.any():
+            label(canvas, f'{scores[number]:.2f}', points[solid].min(0).tolist(), colour)
     return canvas
 
 
@@ -69,13 +74,6 @@ def label(canvas, text, corner, colour=(255, 255, 255), scale=1.0):
     y = max(corner[1], h + 4)
     cv2.rectangle(canvas, (x, y - h - 4), (x + w, y + 2), (0, 0, 0), -1)
     cv2.putText(canvas, text, (x, y - 2), font, size, colour, 1, cv2.LINE_AA)
-
-
-def beside(pictures, titles):
-    """Pictures of one size in a row, each with its title."""
-    for picture, title in zip(pictures, titles, strict=True):
-        label(picture, title, (0, 0))
-    return np.concatenate(pictures, 1)
 
 
 def draw_heatmaps(photo, det, names, matrix=None, side=300):
@@ -92,13 +90,6 @@ def draw_heatmaps(photo, det, names, matrix=None, side=300):
         cell = dark * (1 - share) + coloured(plane, 0, 1, cv2.COLORMAP_TURBO) * share
         cells.append(titled(cell.astype(np.uint8), f'{name}: up to {plane.max():.2f}'))
     return in_grid(cells)
-
-
-def draw_prediction(photo, people, scores, det, names, skeleton, matrix):
-    """A photo with its people and scores, and under it the heatmaps: (H, W, 3) uint8 RGB."""
-    view = fitted(draw_people(photo, people, skeleton, scores), 640)
-    heatmaps = draw_heatmaps(photo, det, names, matrix, side=200)
-    return stacked([titled(view, f'people: {len(people)}'), heatmaps])
 
 
 def draw_tags(photo, tag, people, names, skeleton, matrix=None, side=300):
@@ -236,14 +227,12 @@ def in_grid(cells):
     return stacked([stacked(row, axis=1) for row in rows])
 
 
-def stacked(pictures, axis=0, gap=6):
+def stacked(pictures, axis=0):
     """Pictures one under another, or with axis 1 side by side, on a dark ground."""
-    across = max(picture.shape[1 - axis] for picture in pictures)
-    rooms = [[gap, across - picture.shape[1 - axis]] for picture in pictures]  # along, across
-    padded = [
-        cv2.copyMakeBorder(
-            picture, 0, room[axis], 0, room[1 - axis], cv2.BORDER_CONSTANT, value=GROUND
-        )
-        for picture, room in zip(pictures, rooms, strict=True)
-    ]
+    across, padded = max(picture.shape[1 - axis] for picture in pictures), []
+    for picture in pictures:
+        room = [GAP, across - picture.shape[1 - axis]][:: 1 - 2 * axis]  # below, to the right
+        ground = np.full((*np.add(picture.shape[:2], room), 3), GROUND, np.uint8)
+        ground[: picture.shape[0], : picture.shape[1]] = picture
+        padded.append(ground)
     return np.concatenate(padded, axis)

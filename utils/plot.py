@@ -20,8 +20,7 @@ from utils.errors import UserError, exit_code
 from utils.metrics import read_metrics
 from utils.run import find_run
 
-COLUMNS = 3
-PANEL = (4.4, 3.2)  # inches
+COLUMNS, PANEL = 3, (4.4, 3.2)  # panels in a row; inches of each
 # Also that of AP and learning rate, which no other curve accompanies.
 TRAIN = {'linestyle': '-', 'marker': 'o', 'ms': 3.5, 'lw': 1.4, 'label': 'training'}
 VALID = {'linestyle': '--', 'marker': 's', 'ms': 3.5, 'lw': 1.4, 'label': 'validation'}
@@ -49,12 +48,6 @@ def is_number(value):
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def curve(epochs, key):
-    """The (images seen, values) of the epochs that have the figure."""
-    pairs = [(e['images'], e[key]) for e in epochs if is_number(e.get(key))]
-    return [x for x, _ in pairs], [y for _, y in pairs]
-
-
 def draw_curves(runs):
     """A matplotlib Figure of {name: epochs}: a panel for each loss, AP and learning rate."""
     keys = list(dict.fromkeys(key for epochs in runs.values() for e in epochs for key in e))
@@ -66,9 +59,10 @@ def draw_curves(runs):
     for axes, panel in zip(grid.flat, panels, strict=False):
         for number, epochs in enumerate(runs.values()):
             for key, style in ((panel, TRAIN), (f'valid_{panel}', VALID)):
-                x, y = curve(epochs, key)
+                curve = [(e['images'], e[key]) for e in epochs if is_number(e.get(key))]
                 # A single epoch is a point: without markers it would not be seen.
-                mark = style['marker'] if len(x) <= 30 else ''
+                mark = style['marker'] if len(curve) <= 30 else ''
+                x, y = zip(*curve, strict=True) if curve else ((), ())
                 axes.plot(x, y, **style | {'marker': mark}, color=f'C{number % 10}')
         finish(axes, panel)
     for axes in grid.flat[len(panels) :]:
@@ -103,17 +97,13 @@ def finish(axes, panel):
         axes.yaxis.set_minor_formatter('{x:.2g}' if within_a_decade else NullFormatter())
 
 
-def parse_args():
+def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('runs', nargs='+', metavar='exp/NAME')
     parser.add_argument('--out', type=Path, default=Path('curves.png'), metavar='FILE')
-    return parser.parse_args()
-
-
-def main():
-    args = parse_args()
+    args = parser.parse_args()
     runs = [find_run(text) for text in args.runs]
     figure = draw_curves({run.name: read_epochs(run) for run in runs})
     kind = args.out.suffix.removeprefix('.') or 'png'

@@ -3,6 +3,7 @@
 import itertools
 import json
 import time
+import zlib
 
 from tqdm import tqdm
 
@@ -28,8 +29,9 @@ class Progress(tqdm):
         if self.disable and dist.rank() == 0 and now - self.last_line > EVERY:
             self.last_line, (desc, unit) = now, self.what
             left = (self.total - self.done) * (now - self.start) / self.done
-            eta = tqdm.format_interval(left)
-            print(f'{desc}: {self.done:,} of {self.total:,} {unit}s, eta {eta}', flush=True)
+            known = f' of {self.total:,} {unit}s, eta {tqdm.format_interval(left)}'
+            # A camera's pictures have no end.
+            print(f'{desc}: {self.done:,}' + (known if left >= 0 else f' {unit}s'), flush=True)
 
 
 class Lines:
@@ -74,3 +76,12 @@ class Lines:
         if self.stream is not None:
             self.stream.close()
         self.path.unlink(missing_ok=True)
+
+
+def open_lines(folder, key):
+    """The Lines of what `key` describes, in a file of its own: two evaluations do not meet."""
+    name = f'dt.partial-{zlib.crc32(json.dumps(key).encode()):08x}.jsonl'
+    lines = Lines(folder / name, key)
+    if len(lines) and dist.rank() == 0:
+        print(f'{lines.path}: an earlier evaluation goes on behind {len(lines)} batches')
+    return lines

@@ -12,22 +12,32 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from utils.draw import beside, draw_people, save_picture
+from utils.draw import GREY, draw_people, person_colour, save_picture, stacked, titled
 from utils.errors import UserError
 
 STATS = ('AP', 'AP50', 'AP75', 'APm', 'APl', 'AR', 'AR50', 'AR75', 'ARm', 'ARl')
 VISIBLE = 0.1  # score of the people that pictures show
 
 
-def to_coco(people, scores, image_id, category_id=1):
-    """People (P, K, 3 + D) of x, y, value, ..., as entries of a COCO results file, best first."""
+def to_coco(people, scores, image_id, category_id=1, seen=None):
+    """People (P, K, 3 + D) of x, y, value, ..., as entries of a COCO results file, best first.
+
+    seen (P, K): all joints but those that refine filled in, which `guessed` lists, from 0.
+    """
+    seen = people[:, :, 2] > 0 if seen is None else seen
     entries = []
     for i in np.argsort(-scores, kind='stable'):
         # COCO does not look at the third figure; here it says how sure a joint is.
         keypoints = people[i, :, :3].astype(float).round(3).flatten().tolist()
         entry = {'image_id': int(image_id), 'category_id': category_id, 'keypoints': keypoints}
-        entries.append(entry | {'score': round(float(scores[i]), 6)})
+        guessed = np.flatnonzero((people[i, :, 2] > 0) & ~seen[i]).tolist()
+        entries.append(entry | {'score': round(float(scores[i]), 6), 'guessed': guessed})
     return entries
+
+
+def plain(detections):
+    """What `to_coco` makes with only what COCO knows, as for its server."""
+    return [{key: value for key, value in d.items() if key != 'guessed'} for d in detections]
 
 
 def truth(split):
@@ -81,16 +91,54 @@ def write_submission(folder, name, split, detections):
     """
     part = Path(split.file).stem.split('_')[-1]
     path = folder / f'person_keypoints_{part}_{name}_results.json'
-    path.write_text(json.dumps(detections, allow_nan=False), 'utf-8')
+    path.write_text(json.dumps(plain(detections), allow_nan=False), 'utf-8')
     with zipfile.ZipFile(path.with_suffix('.zip'), 'w', zipfile.ZIP_DEFLATED) as stream:
         stream.write(path, path.name)
     return path, path.with_suffix('.zip')
 
 
+def draw_found(photo, people, seen, scores, joints, sure, colours=None):
+    """The photo with those of people (P, K, 3 + D) with good scores (P,), these people, and `seen`.
+
+    Of the joints that refine filled in, all but `seen` (P, K), those whose value exceeds `sure` are
+    drawn, hollow: they may be another person's. The others are missing, value 0, in what returns.
+    colours: P of them, see `draw_people`.
+    """
+    good = np.flatnonzero(scores > VISIBLE)
+    people, scores, seen = people[good], scores[good], seen[good]
+    people[..., 2] *= seen | (people[..., 2] > sure)
+    colours = [colours[n] for n in good] if colours else None
+    drawn = draw_people(photo, people, joints.skeleton, scores, seen=seen, colours=colours)
+    return drawn, people, seen
+
+
+def compare(photo, split, number, evaluation, detections, sure):
+    """A photo's predicted people beside the truth, (H, W, 3) uint8 RGB.
+
+    Who matches an annotated person (at an OKS of 0.5) has that person's colour, and others are
+    grey. evaluation: a COCOeval after evaluate() of the detections. sure: see `draw_found`.
+    """
+    image_id, joints = split.ids[number], split.joints
+    result = results_by_image(evaluation).get(image_id)
+    own = {row + 1: person_colour(n) for n, row in enumerate(split.people(number).tolist())}
+    matched = dict(zip(result['dtIds'], result['dtMatches'][0], strict=True)) if result else {}
+    found = [pair for pair in enumerate(detections, 1) if pair[1]['image_id'] == image_id]
+    people = np.array([d['keypoints'] for _, d in found], float).reshape(-1, len(joints.names), 3)
+    scores, seen = np.array([d['score'] for _, d in found]), people[..., 2] > 0
+    for person, (_, d) in zip(seen, found, strict=True):
+        person[d['guessed']] = False
+    colours = [own.get(matched.get(n), GREY) for n, _ in found]
+    share = found_shares(evaluation).get(image_id)
+    predicted = draw_found(photo, people, seen, scores, joints, sure, colours)[0]
+    truth = draw_people(photo, split.keypoints[split.people(number)], joints.skeleton)
+    title = 'predicted' if share is None else f'predicted: {share:.0%} found'
+    return stacked([titled(predicted, title), titled(truth, 'truth')], axis=1)
+
+
 def write_pictures(folder, split, evaluation, detections, count, sure):
     """Writes `count` photos with predictions beside the truth, the worst and the best in turn.
 
-    evaluation: a COCOeval after evaluate(). sure: the value that a joint to be shown exceeds.
+    evaluation, detections, sure: see `compare`.
     """
     shares, people = found_shares(evaluation), split.count_people()
     numbers = [n for n in split.ids.argsort() if split.ids[n] in shares]
@@ -102,23 +150,18 @@ def write_pictures(folder, split, evaluation, detections, count, sure):
     folder.mkdir(exist_ok=True)
     for old in folder.glob('*.jpg'):
         old.unlink()
-    skeleton, K = split.joints.skeleton, len(split.joints.names)
     for rank, (kind, number) in enumerate(order, 1):
-        image_id = split.ids[number]
-        try:
-            photo = split.read(number)
-        except UserError:  # which has been said
-            continue
-        found = [d for d in detections if d['image_id'] == image_id and d['score'] > VISIBLE]
-        seen = np.array([d['keypoints'] for d in found], float).reshape(-1, K, 3)
-        seen[..., 2] *= seen[..., 2] > sure  # what refine guessed was not seen
-        pictures = [
-            draw_people(photo, seen, skeleton, [d['score'] for d in found]),
-            draw_people(photo, split.keypoints[split.people(number)], skeleton),
-        ]
-        picture = beside(pictures, [f'predicted: {shares[image_id]:.0%} found', 'truth'])
-        name = f'{rank:02d}-{kind}-{shares[image_id]:.2f}-{image_id}.jpg'
-        save_picture(folder / name, picture)
+        with contextlib.suppress(UserError):  # which has been said
+            picture = compare(split.read(number), split, number, evaluation, detections, sure)
+            image_id = split.ids[number]
+            name = f'{rank:02d}-{kind}-{shares[image_id]:.2f}-{image_id}.jpg'
+            save_picture(folder / name, picture)
+
+
+def results_by_image(evaluation):
+    """What a COCOeval found out about the people of all sizes in each photo, by id."""
+    results = evaluation.evalImgs[: len(evaluation.params.imgIds)]
+    return {result['image_id']: result for result in results if result}
 
 
 def found_shares(evaluation):
@@ -128,9 +171,9 @@ def found_shares(evaluation):
     COCO's thresholds of similarity. evaluation: a COCOeval after evaluate().
     """
     shares = {}
-    for result in evaluation.evalImgs[: len(evaluation.params.imgIds)]:  # people of all sizes
-        people = int((1 - result['gtIgnore']).sum()) if result else 0
+    for image_id, result in results_by_image(evaluation).items():
+        people = int((1 - result['gtIgnore']).sum())
         if people:
             counted = result['dtMatches'][:, :people] * ~result['dtIgnore'][:, :people]
-            shares[result['image_id']] = (counted > 0).sum(1).mean() / people
+            shares[image_id] = (counted > 0).sum(1).mean() / people
     return shares
