@@ -4,6 +4,7 @@ python test.py -c run1 -m single              AP of exp/run1 at one scale
 python test.py -c run1 -m multi               at three scales
 python test.py -c run1 --scales 2,1.5,1,0.5   at any list of scales
 python test.py -c run1 --checkpoint best      the best checkpoint instead of the latest
+python test.py -c out.onnx -m single          an ONNX file of utils.convert, in onnxruntime
 python test.py -c run1 --vis 20               pictures of predictions beside the truth
 python test.py -c run1 --images a.jpg folder/ clip.mp4 [--out out/] [--maps]
                                               people in your own photos and clips
@@ -38,6 +39,7 @@ from utils.errors import UserError, exit_code, warn_once
 from utils.group import HeatmapParser
 from utils.loading import make_loader, worker_count
 from utils.multiscale import as_rgb, input_frames, merge, photo_maps
+from utils.onnx_model import OnnxNetwork, is_onnx
 from utils.progress import Lines, Progress
 from utils.refine import refine
 from utils.run import Run
@@ -70,10 +72,16 @@ class Predictor:
 def load(name, which='checkpoint', task='pose', settings=()):
     """The trained network of exp/<name>, ready for `multiperson`: a Predictor.
 
-    exp/ is that of the working folder or, where it has no such run, of the repository.
+    exp/ is that of the working folder or, where it has no such run, of the repository. A name that
+    ends in .onnx is the path of an ONNX file, which onnxruntime runs on the CPU.
     which: 'checkpoint' (the latest) or 'best'. task: whose config serves weights that come without
     one. settings: changes of the config, as --set takes them. Raises UserError.
     """
+    if is_onnx(name):
+        network = OnnxNetwork(name)
+        config = apply_settings(network.config, settings)
+        check_config(config, len(ref.get_joints(config['data']).names))
+        return Predictor(network, config, torch.device('cpu'), torch.float32)
     run = Run(name, anywhere=True)
     path = run.checkpoint(which)
 
@@ -284,7 +292,7 @@ def main():
         raise UserError('own photos are for one process: start test.py without torchrun')
     settings = args.set + ['test.refine=False'] * args.no_refine
     func = load(args.exp, args.checkpoint, args.task, settings)
-    run = Run(args.exp, anywhere=True)
+    run = Run(Path(args.exp).name, anywhere=True)  # of an ONNX file the folder of its results
     if own:
         out = Path(args.out) if args.out else run.folder / 'out'
         scales = args.scales or func.config['test']['scales'][args.mode]
@@ -314,7 +322,8 @@ def main():
 
 def open_lines(run, func, split, args):
     """This rank's detections so far: of the same weights, settings and photos, after a kill."""
-    rank, weights = dist.rank(), run.checkpoint(args.checkpoint).stat()
+    path = Path(args.exp) if is_onnx(args.exp) else run.checkpoint(args.checkpoint)
+    rank, weights = dist.rank(), path.stat()
     key = {
         'weights': [args.checkpoint, weights.st_size, weights.st_mtime_ns],
         'config': func.config,
