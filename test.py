@@ -163,15 +163,23 @@ def multiperson(img, func, mode='single', scales=None):
     return group(*maps, config['test'], ref.get_joints(config['data']).order)
 
 
+def regroup(maps, func, **settings):
+    """What `data.predictions.add_picture` takes, from the maps that `aggregate` returned.
+
+    settings: changes of the config's 'test', such as detection_val.
+    """
+    order, settings = ref.get_joints(func.config['data']).order, func.config['test'] | settings
+    people, scores = group(*maps, settings, order)
+    seen, _ = group(*maps, settings | {'refine': False}, order)
+    return maps, people, seen, scores
+
+
 def find_in_files(func, paths, out, scales, maps=False):
     """The people in a user's own photos and clips, see `data.predictions.write_predictions`."""
-    settings, joints = func.config['test'], ref.get_joints(func.config['data'])
+    joints = ref.get_joints(func.config['data'])
 
     def find(img):
-        merged = aggregate(img, func, scales)
-        people, scores = group(*merged, settings, joints.order)
-        seen, _ = group(*merged, settings | {'refine': False}, joints.order)
-        return merged, people, seen, scores
+        return regroup(aggregate(img, func, scales), func)
 
     return write_predictions(find, paths, out, joints, maps)
 

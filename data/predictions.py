@@ -20,11 +20,9 @@ def write_predictions(find, paths, out, joints, maps=False):
     files, problems = list_files(paths, [out, out / 'heatmaps', out / 'tags'])
     for problem in problems:
         print(f'warning: {problem}', file=sys.stderr)
-    category = {'id': 1, 'name': 'person', 'keypoints': joints.names}
-    category['skeleton'] = [[a + 1, b + 1] for a, b in joints.skeleton]  # COCO counts from 1
 
     def write(stream):
-        results, further = Results(out, stream, category), 0
+        results, further = Results(out, stream, describe_category(joints)), 0
         with Progress(len(files), 'photos', 'picture') as bar:
             for number, file in enumerate(files, 1):
                 try:
@@ -48,6 +46,12 @@ def write_predictions(find, paths, out, joints, maps=False):
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / 'predictions.json', write)
     return problems
+
+
+def describe_category(joints):
+    """The entry of `categories` that names the joints."""
+    skeleton = [[a + 1, b + 1] for a, b in joints.skeleton]  # COCO counts from 1
+    return {'id': 1, 'name': 'person', 'keypoints': joints.names, 'skeleton': skeleton}
 
 
 def add_picture(results, picture, maps, people, seen, scores, joints, sheets):
