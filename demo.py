@@ -8,9 +8,11 @@ It needs Gradio: pip install -r requirements-extra.txt. Nothing is asked of the 
 """
 
 import argparse
+import html
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from data.coco_pose import ref
@@ -44,7 +46,8 @@ class Finder:
             scales = self.func.config['test']['scales'].get(mode) or read_scales(text)
             photo = read_photo(path, upright=True)
         except UserError as error:
-            raise self.error(str(error).replace(path, Path(path).name)) from None
+            line = str(error).replace(path, Path(path).name)
+            raise self.error(html.escape(line), print_exception=False) from None
         return Path(path).name, photo, aggregate(photo, self.func, scales)
 
     def show(self, found, detection, tag):
@@ -85,6 +88,8 @@ def read_scales(text):
 def make_page(gr, func, title):
     """The page, a gradio.Blocks; gr: the module gradio. func: what `test.load` returns."""
     finder, settings = Finder(func, gr.Error), func.config['test']
+    # Without the button that would share a picture on the internet.
+    picture = partial(gr.Image, buttons=['download', 'fullscreen'], interactive=False)
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         found = gr.State()
         with gr.Row():
@@ -102,16 +107,17 @@ def make_page(gr, func, title):
                 tag = gr.Slider(0, 5, settings['tag_val'], step=0.05, elem_id='tag',
                                 label='a person\'s tags differ by less than this')  # fmt: skip
             with gr.Column(scale=2):
-                drawn = gr.Image(label='people, with their scores', elem_id='drawn')
+                drawn = picture(label='people, with their scores', elem_id='drawn')
                 people = gr.Textbox(label='people', elem_id='people')
                 predictions = gr.DownloadButton('predictions.json', elem_id='predictions')
         with gr.Row():
-            heatmaps = gr.Image(label='heatmaps', elem_id='heatmaps')
-            tags = gr.Image(label='tags', elem_id='tags')
+            heatmaps, tags = (picture(label=name, elem_id=name) for name in ('heatmaps', 'tags'))
         shown = [people, drawn, heatmaps, tags, predictions]
-        looks = [photo.change, mode.change, text.submit]
-        look = gr.on(looks, finder.look, [photo, mode, text], found)
-        look.success(finder.show, [found, detection, tag], shown)
+        # What was found before is gone even if the new photo turns out to be broken.
+        looks = gr.on([photo.change, mode.change, text.submit], lambda: None, None, found,
+                      trigger_mode='always_last')  # fmt: skip
+        looked = looks.then(finder.look, [photo, mode, text], found)
+        looked.then(finder.show, [found, detection, tag], shown)
         gr.on([detection.change, tag.change], finder.show, [found, detection, tag], shown,
               trigger_mode='always_last', show_progress='hidden')  # fmt: skip
     return page

@@ -1,6 +1,7 @@
 """The page in the browser, seen through a Chromium without a window."""
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 
 import demo
+from test import load, regroup
 from utils.errors import UserError
 
 PATIENCE = 60  # seconds for what the page is to show
@@ -45,7 +48,8 @@ class Browser:
         port = file.read_text().splitlines()[0]
         pages = json.load(urllib.request.urlopen(f'http://127.0.0.1:{port}/json'))
         address = next(p['webSocketDebuggerUrl'] for p in pages if p['type'] == 'page')
-        self.socket = connect(address, max_size=None)
+        self.stack = contextlib.ExitStack()
+        self.socket = self.stack.enter_context(connect(address, max_size=None))
         self.number, self.requests = 0, []
 
     def call(self, method, **params):
@@ -71,7 +75,7 @@ class Browser:
         self.call('DOM.setFileInputFiles', nodeId=node, files=[str(path)])
 
     def close(self):
-        self.socket.close()
+        self.stack.close()
         self.process.terminate()
         self.process.wait()
 
@@ -132,6 +136,11 @@ def people(browser):
     return browser.run("document.querySelector('#people textarea, #people input').value")
 
 
+def says(browser, words):
+    """Whether a note of the page has these words."""
+    return words in browser.run("document.querySelector('.toast-wrap')?.innerText || ''")
+
+
 def test_a_photo_goes_in_and_people_come_out(page, root, tmp_path):
     browser, log = page
     photo = root / 'photos.jpg'
@@ -147,8 +156,11 @@ def test_a_photo_goes_in_and_people_come_out(page, root, tmp_path):
     shot = browser.call('Page.captureScreenshot', captureBeyondViewport=True)['data']
     Path(os.environ.get('SCREENSHOT', tmp_path / 'page.png')).write_bytes(base64.b64decode(shot))
 
-    file = browser.run("document.querySelector('#predictions a, a#predictions')?.href")
-    found = json.load(urllib.request.urlopen(file))
+    browser.call('Browser.setDownloadBehavior', behavior='allow', downloadPath=str(tmp_path))
+    browser.run("document.querySelector('#predictions button, button#predictions').click()")
+    file = tmp_path / 'predictions.json'
+    wait(file.is_file)
+    found = json.loads(file.read_text())
     assert [image['file_name'] for image in found['images']] == ['photos.jpg']
     assert len(found['annotations']) == count and len(found['categories'][0]['keypoints']) == 17
 
@@ -163,23 +175,44 @@ def test_a_photo_goes_in_and_people_come_out(page, root, tmp_path):
     assert int(after.split(':')[0]) < count
     wait(lambda: not np.array_equal(picture(browser, 'drawn'), drawn))
 
-    # A broken photo is answered by the line that test.py prints.
-    broken = tmp_path / 'broken.jpg'
+    # A broken photo is answered by the line that test.py prints, a large one by its size.
+    broken, large = tmp_path / 'broken.jpg', tmp_path / 'large.jpg'
     broken.write_bytes(photo.read_bytes()[:3000])
-    browser.run("document.querySelector('#photo button[aria-label=Clear]').click()")
-    wait(lambda: browser.run("!!document.querySelector('#photo input[type=file]')"))
-    browser.choose_file('#photo input[type=file]', broken)
-    wait(lambda: 'photo broken.jpg is cut short' in browser.run('document.body.innerText'))
+    large.write_bytes(photo.read_bytes() + bytes(20 * 2**20))
+    for file, words in (
+        (broken, 'photo broken.jpg is cut short'),
+        (large, 'maximum allowed size of 20'),
+    ):
+        browser.run("document.querySelector('#photo button[aria-label=Clear]')?.click()")
+        wait(lambda: browser.run("!!document.querySelector('#photo input[type=file]')"))
+        browser.choose_file('#photo input[type=file]', file)
+        wait(partial(says, browser, words))
+    wait(lambda: people(browser) == '')
 
-    # No one else is asked for anything: neither by the page nor by its server.
-    others = [
-        url for url in browser.requests if not url.startswith((browser.address, 'data:', 'blob:'))
-    ]
-    assert others == []
-    asked = re.findall(r'^ASKED .*', log.read_text(), re.M)
-    assert [
-        line for line in asked if not re.search(r"127\.0\.0\.1|localhost|/dev|'::1'", line)
-    ] == []
+    # No one else is asked for anything: neither by the page nor by its server; and nobody else may.
+    known = (browser.address, 'data:', 'blob:', 'chrome:')
+    assert [url for url in browser.requests if not url.startswith(known)] == []
+    asked = re.findall('^ASKED .*', log.read_text(), re.M)
+    assert asked and [a for a in asked if not re.search(r'127\.0\.0\.1|localhost', a)] == []
+    with pytest.raises(OSError):  # which it would take if it listened on all addresses
+        urllib.request.urlopen(browser.address.replace('127.0.0.1', '127.0.0.2'))
+
+
+def test_thresholds_do_without_the_network(root, tmp_path):
+    func = load('small', settings=['test.precision=fp32'])
+    finder = demo.Finder(func, RuntimeError)
+    found = finder.look(str(root / 'photos.jpg'), 'own scales', '1.5')
+    func.network = None
+    for detection, tag in ((0.25, 1.0), (0.5, 1.0), (0.25, 0.1)):
+        maps, _, _, scores = regroup(found[2], func, detection_val=detection, tag_val=tag)
+        shown = finder.show(found, detection, tag)
+        text, *pictures, predictions = next(shown)
+        assert int(text.split(':')[0]) == len(scores) > 0
+        entries = json.loads(predictions.read_text())['annotations']
+        np.testing.assert_allclose([e['score'] for e in entries], np.sort(scores)[::-1], atol=1e-5)
+        assert all(cv2.imread(str(path)) is not None for path in pictures)
+        assert list(shown) == [] and not predictions.exists()
+    assert finder.look(None, 'single', '') is None
 
 
 def test_own_scales():
