@@ -17,6 +17,7 @@ from pathlib import Path
 
 from data.coco_pose import ref
 from data.coco_pose.photo import read_photo
+from data.coco_pose.results import VISIBLE
 from data.photos import Results
 from data.predictions import add_picture, describe_category
 from test import aggregate, load, parse_scales, regroup
@@ -59,17 +60,16 @@ class Finder:
         people = regroup(maps, self.func, detection_val=detection, tag_val=tag)
         with tempfile.TemporaryDirectory() as folder:
             folder = Path(folder)
-            predictions = folder / 'predictions.json'
-            with open(predictions, 'wb') as stream:
+            with open(folder / 'predictions.json', 'wb') as stream:
                 results = Results(folder, stream, describe_category(self.joints))
                 with results.begin(name):
                     add_picture(results, photo, *people, self.joints, sheets=True)
                 results.end()
             scores = ', '.join(f'{score:.2f}' for score in sorted(people[-1], reverse=True))
             drawn = results.drawn.path
-            sheets = [folder / kind / drawn.name for kind in ('heatmaps', 'tags')]
+            sheets = folder / 'heatmaps' / drawn.name, folder / 'tags' / drawn.name
             # Gradio takes its own copies before it comes back here.
-            yield f'{len(people[-1])}: {scores}', drawn, *sheets, predictions
+            yield f'{len(people[-1])}: {scores}', drawn, *sheets, Path(stream.name)
 
 
 def read_scales(text):
@@ -88,27 +88,25 @@ def read_scales(text):
 def make_page(gr, func, title):
     """The page, a gradio.Blocks; gr: the module gradio. func: what `test.load` returns."""
     finder, settings = Finder(func, gr.Error), func.config['test']
+    side = func.config['train']['input_res']
     # Without the button that would share a picture on the internet.
     picture = partial(gr.Image, buttons=['download', 'fullscreen'], interactive=False)
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         found = gr.State()
         with gr.Row():
             with gr.Column():
-                photo = gr.Image(label='photo', sources=['upload', 'webcam', 'clipboard'],
-                                 elem_id='photo')  # fmt: skip
+                photo = gr.Image(label='photo', elem_id='photo')
                 # The photo's path: Gradio would decode it by itself, and say less of a broken one.
                 photo.preprocess = lambda payload: payload and payload.path
                 mode = gr.Radio([*settings['scales'], 'own scales'], value='single', label='scales')
-                side = func.config['train']['input_res']
                 text = gr.Textbox('2,1,0.5', label=f'own scales, 1 being {side} pixels')
                 detection = gr.Slider(0, 1, settings['detection_val'], step=0.01,
-                                      label='a joint exceeds this heatmap value',
-                                      elem_id='detection')  # fmt: skip
-                tag = gr.Slider(0, 5, settings['tag_val'], step=0.05, elem_id='tag',
-                                label='a person\'s tags differ by less than this')  # fmt: skip
+                    label='least heatmap value of a joint', elem_id='detection')  # fmt: skip
+                tag = gr.Slider(0, 5, settings['tag_val'], step=0.05,
+                    label='largest distance of tags in a person', elem_id='tag')  # fmt: skip
             with gr.Column(scale=2):
                 drawn = picture(label='people, with their scores', elem_id='drawn')
-                people = gr.Textbox(label='people', elem_id='people')
+                people = gr.Textbox(label=f'scores, drawn from {VISIBLE}', elem_id='people')
                 predictions = gr.DownloadButton('predictions.json', elem_id='predictions')
         with gr.Row():
             heatmaps, tags = (picture(label=name, elem_id=name) for name in ('heatmaps', 'tags'))

@@ -5,11 +5,9 @@ python -m utils.convert FILE exp/NAME         a checkpoint of the original, of m
 python -m utils.convert exp/NAME out.pth.tar  the latest weights, their config and AP
 python -m utils.convert exp/NAME out.pth.tar --checkpoint best
 python -m utils.convert exp/NAME out.pth.tar --bfloat16    half the size, loaded as float32
-python -m utils.convert exp/NAME out.onnx [--last]          the network for other programs
+python -m utils.convert exp/NAME out.onnx [--last]   see utils/onnx_model.py; the last stack
 
-
-The run is tested with test.py -c NAME, and fine-tuned with train.py -e NEW --init exp/NAME. How an
-ONNX file is used, see utils/onnx_model.py; --last keeps of its output the last stack alone.
+The run is tested with test.py -c NAME, and fine-tuned with train.py -e NEW --init exp/NAME.
 """
 
 import argparse
@@ -23,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from utils.checkpoint import check_plain, read_checkpoint, write_atomically
 from utils.config import apply_settings, check_config, flatten, load_task
@@ -75,9 +74,8 @@ def fold_norms(weights, path):
                 f'{", ".join(str(tuple(value.shape)) for value in norm)}'
             )
         gain, offset, mean, variance = norm
-        factor = gain / (variance + BN_EPS).sqrt()
-        folded[f'{layer}.conv.weight'] = (conv * factor[:, None, None, None]).float()
-        folded[f'{layer}.conv.bias'] = (offset + (bias - mean) * factor).float()
+        fused = fuse_conv_bn_weights(conv, bias, mean, variance, BN_EPS, gain, offset)
+        folded[f'{layer}.conv.weight'], folded[f'{layer}.conv.bias'] = (v.float() for v in fused)
         for name in (*names, f'{layer}.bn.num_batches_tracked'):
             folded.pop(name, None)
     return folded
@@ -254,7 +252,6 @@ def publish(run, path, which, bfloat16=False, last=False):
         raise UserError(f'there is no folder {path.parent} for {path.name}')
     content = published(run, which)
     weights, figures = content['state_dict'], content['figures']
-    parameters = count_parameters(weights)
     if is_onnx(path):
         write_onnx(path, content, last)
     else:
@@ -266,8 +263,8 @@ def publish(run, path, which, bfloat16=False, last=False):
     if 'best_AP' in content['training']:
         aps.append(f'best AP while training {content["training"]["best_AP"]:.3f}')
     print(
-        f'{path}: {path.stat().st_size:,} bytes, {parameters:,} parameters of '
-        f'{run.checkpoint(which)}, {", ".join(aps) or "no AP: measure one with test.py first"}'
+        f'{path}: {path.stat().st_size:,} bytes, {count_parameters(weights):,} parameters '
+        f'of {run.checkpoint(which)}, {", ".join(aps) or "no AP: measure one with test.py first"}'
     )
     print(f'SHA-256 {sha256(path)}')
 
