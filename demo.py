@@ -76,13 +76,12 @@ def read_scales(text):
     """'2,1,0.5' as a list of scales. Raises UserError."""
     try:
         scales = parse_scales(text)
-        if all(SCALES[0] <= scale <= SCALES[1] for scale in scales):
-            return scales
     except ValueError:
-        pass
-    raise UserError(
-        f'scales {text!r:.50}: expected numbers from {SCALES[0]} to {SCALES[1]}, as 2,1,0.5'
-    )
+        scales = [0]
+    if not all(SCALES[0] <= scale <= SCALES[1] for scale in scales):
+        least, most = SCALES
+        raise UserError(f'scales {text!r:.50}: expected numbers from {least} to {most}, as 2,1,0.5')
+    return scales
 
 
 def make_page(gr, func, title):
@@ -138,13 +137,12 @@ def main():
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'  # before Gradio is imported
     gr = import_extra('gradio')
     page = make_page(gr, load(args.exp, args.checkpoint, settings=args.set), args.exp)
-    fonts = {'font': ['system-ui', 'sans-serif'], 'font_mono': ['monospace']}  # of the browser
     _, address, _ = page.launch(
         server_name=args.host,
         server_port=args.port,
         share=False,
         max_file_size=LARGEST,
-        theme=gr.themes.Default(**fonts),
+        theme=gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['monospace']),
         footer_links=[],
         ssr_mode=False,
         quiet=True,

@@ -202,16 +202,18 @@ def test_thresholds_do_without_the_network(root, tmp_path):
     func = load('small', settings=['test.precision=fp32'])
     finder = demo.Finder(func, RuntimeError)
     found = finder.look(str(root / 'photos.jpg'), 'own scales', '1.5')
-    func.network = None
+    func.network, texts = None, set()
     for detection, tag in ((0.25, 1.0), (0.5, 1.0), (0.25, 0.1)):
         maps, _, _, scores = regroup(found[2], func, detection_val=detection, tag_val=tag)
         shown = finder.show(found, detection, tag)
         text, *pictures, predictions = next(shown)
+        texts.add(text)
         assert int(text.split(':')[0]) == len(scores) > 0
         entries = json.loads(predictions.read_text())['annotations']
         np.testing.assert_allclose([e['score'] for e in entries], np.sort(scores)[::-1], atol=1e-5)
         assert all(cv2.imread(str(path)) is not None for path in pictures)
         assert list(shown) == [] and not predictions.exists()
+    assert len(texts) == 3  # each threshold counts
     assert finder.look(None, 'single', '') is None
 
 
