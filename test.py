@@ -4,6 +4,7 @@ python test.py -c run1 -m single              AP of exp/run1 at one scale
 python test.py -c run1 -m multi               at three scales
 python test.py -c run1 --scales 2,1.5,1,0.5   at any list of scales
 python test.py -c run1 --checkpoint best      the best checkpoint instead of the latest
+python test.py -c out.onnx -m single          an ONNX file of utils.convert, in onnxruntime
 python test.py -c run1 --vis 20               pictures of predictions beside the truth
 python test.py -c run1 --images a.jpg folder/ clip.mp4 [--out out/] [--maps]
                                               people in your own photos and clips
@@ -38,6 +39,7 @@ from utils.errors import UserError, exit_code, warn_once
 from utils.group import HeatmapParser
 from utils.loading import make_loader, worker_count
 from utils.multiscale import as_rgb, input_frames, merge, photo_maps
+from utils.onnx_model import OnnxNetwork, is_onnx
 from utils.progress import Progress, open_lines
 from utils.refine import refine
 from utils.run import Run
@@ -70,19 +72,18 @@ class Predictor:
 def load(name, which='checkpoint', task='pose', settings=()):
     """The trained network of exp/<name>, ready for `multiperson`: a Predictor.
 
-    exp/ is that of the working folder or, where it has no such run, of the repository.
+    exp/ is that of the working folder or, where it has no such run, of the repository. A name that
+    ends in .onnx is the path of an ONNX file, which onnxruntime runs on the CPU.
     which: 'checkpoint' (the latest) or 'best'. task: whose config serves weights that come without
     one. settings: changes of the config, as --set takes them. Raises UserError.
     """
-    run = Run(name, anywhere=True)
-    path = run.checkpoint(which)
-
-    def read_config():
-        run.require(which)
-        return run.config(task)
-
-    config = apply_settings(dist.share(read_config), settings)
+    network, run = is_onnx(name) and OnnxNetwork(name), Run(Path(name).name, anywhere=True)
+    read_config = lambda: run.require(which) and run.config(task)  # noqa: E731
+    config = apply_settings(network.config if network else dist.share(read_config), settings)
     check_config(config, len(ref.get_joints(config['data']).names))
+    if network:
+        return Predictor(network, config, torch.device('cpu'), torch.float32)
+    path = run.checkpoint(which)
     network = load_task(config['run']['task']).make_network(config).network
     load_network(network, read_checkpoint(path)['state_dict'], path)
     device = choose_device(config['test'])
@@ -283,7 +284,7 @@ def main():
     if args.own and dist.world_size() > 1:
         raise UserError('own photos are for one process: start test.py without torchrun')
     func = load(args.exp, args.checkpoint, args.task, args.set)
-    run = Run(args.exp, anywhere=True)
+    run = Run(Path(args.exp).name, anywhere=True)  # of an ONNX file the folder of its results
     if args.own:
         show = open_window(f'{args.exp} (q ends)') if is_stream(args.images[0]) else None
         out = None if show and not args.out else Path(args.out or run.folder / 'out')
@@ -299,7 +300,7 @@ def main():
         print('\n'.join(describe(split)), end='\n' * bool(describe(split)))
     split = split.select(slice(args.limit or None))
     run.folder.mkdir(parents=True, exist_ok=True)  # weights in models/ have none
-    weights = run.checkpoint(args.checkpoint).stat()
+    weights = (Path(args.exp) if is_onnx(args.exp) else run.checkpoint(args.checkpoint)).stat()
     key = {
         'weights': [args.checkpoint, weights.st_size, weights.st_mtime_ns],
         'config': func.config,

@@ -1,6 +1,7 @@
 """README.md: its commands run, its tables say what the program says."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import re
@@ -24,15 +25,17 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
 # In place of drawing 2,200 pictures.
 FEW = ('data.drawn.pictures=[26,13]', 'data.drawn.size=96')
-# Of another place than this test.
-ELSEWHERE = ('pip install -r requirements.txt', 'python -m pytest')
+# Of another place than this test, or without an end.
+ELSEWHERE = ('pip install -r requirements', 'python -m pytest', 'python -m utils.demo')
+HAS_ONNX = all(map(importlib.util.find_spec, ('onnx', 'onnxscript', 'onnxruntime')))
 
 
 def commands():
     """The commands of README's blocks, in their order."""
     lines = re.findall(r'^    (?:\w+=\w+ )?((?:python|torchrun|pip) .*)$', README, re.MULTILINE)
     parts = [part.strip() for line in lines for part in line.partition('  #')[0].split('&&')]
-    return list(dict.fromkeys(part for part in parts if part not in ELSEWHERE))
+    parts = [p for p in parts if not p.startswith(ELSEWHERE) and (HAS_ONNX or '.onnx' not in p)]
+    return list(dict.fromkeys(parts))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ python -m utils.convert FILE exp/NAME         a checkpoint of the original, of m
 python -m utils.convert exp/NAME out.pth.tar  the latest weights, their config and AP
 python -m utils.convert exp/NAME out.pth.tar --checkpoint best
 python -m utils.convert exp/NAME out.pth.tar --bfloat16    half the size, loaded as float32
+python -m utils.convert exp/NAME out.onnx [--last]   see utils/onnx_model.py; the last stack
 
 The run is tested with test.py -c NAME, and fine-tuned with train.py -e NEW --init exp/NAME.
 """
@@ -20,10 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from utils.checkpoint import check_plain, read_checkpoint, write_atomically
 from utils.config import apply_settings, check_config, flatten, load_task
 from utils.errors import UserError, exit_code
+from utils.onnx_model import is_onnx, write_onnx
 from utils.run import find_run
 from utils.weights import bare_names, describe_misfits, shorten
 
@@ -71,9 +74,8 @@ def fold_norms(weights, path):
                 f'{", ".join(str(tuple(value.shape)) for value in norm)}'
             )
         gain, offset, mean, variance = norm
-        factor = gain / (variance + BN_EPS).sqrt()
-        folded[f'{layer}.conv.weight'] = (conv * factor[:, None, None, None]).float()
-        folded[f'{layer}.conv.bias'] = (offset + (bias - mean) * factor).float()
+        fused = fuse_conv_bn_weights(conv, bias, mean, variance, BN_EPS, gain, offset)
+        folded[f'{layer}.conv.weight'], folded[f'{layer}.conv.bias'] = (v.float() for v in fused)
         for name in (*names, f'{layer}.bn.num_batches_tracked'):
             folded.pop(name, None)
     return folded
@@ -217,15 +219,13 @@ def measured_figures(run, which):
     return results
 
 
-def publish(run, path, which, bfloat16=False):
-    """Writes the weights of a run with its config and results, and nothing about its machine."""
-    if path.exists():
-        raise UserError(f'{path} is there already: choose another name, or delete it')
-    if not path.parent.is_dir():
-        raise UserError(f'there is no folder {path.parent} for {path.name}')
+def published(run, which):
+    """What is published of a run: weights, config, results, and nothing about its machine."""
     source = run.require(which)
     checkpoint = read_checkpoint(source)
     config = run.config('pose')
+    if source == run.included:  # published once already
+        return checkpoint | {'config': config}
     task = config['run']['task']
     weights = bare_names(checkpoint['state_dict'])
     if config['network'] == POSENET:  # weights that came without a config have that of the task
@@ -233,26 +233,38 @@ def publish(run, path, which, bfloat16=False):
     # Paths are of this machine; what else describes the data stays.
     own = load_task(task).__config__['data']
     data = {k: own.get(k, '') if isinstance(v, str) else v for k, v in config['data'].items()}
-    if bfloat16:  # biases and norms, which are few, stay as they are
-        large = {k: v for k, v in weights.items() if v.is_floating_point() and v.ndim > 1}
-        weights |= {name: value.bfloat16() for name, value in large.items()}
-    figures = measured_figures(run, which)
     best = checkpoint.get('best', {}).get('AP', -1.0)
-    content = {
+    return {
         'state_dict': weights,
         'config': config | {'data': data, 'run': {'task': task}},
-        'figures': figures,
+        'figures': measured_figures(run, which),
         # How long it trained, in images, too; and the best single-scale AP of its evaluations.
         'training': {k: checkpoint[k] for k in ('epoch', 'step', 'samples') if k in checkpoint}
         | ({'best_AP': best} if best >= 0 else {}),
     }
-    write_atomically(path, lambda stream: torch.save(content, stream))
+
+
+def publish(run, path, which, bfloat16=False, last=False):
+    """Writes what is published of a run: by the name of the file for this program, or as ONNX."""
+    if path.exists():
+        raise UserError(f'{path} is there already: choose another name, or delete it')
+    if not path.parent.is_dir():
+        raise UserError(f'there is no folder {path.parent} for {path.name}')
+    content = published(run, which)
+    weights, figures = content['state_dict'], content['figures']
+    if is_onnx(path):
+        write_onnx(path, content, last)
+    else:
+        if bfloat16:  # biases and norms, which are few, stay as they are
+            large = {k: v for k, v in weights.items() if v.is_floating_point() and v.ndim > 1}
+            weights |= {name: value.bfloat16() for name, value in large.items()}
+        write_atomically(path, lambda stream: torch.save(content, stream))
     aps = [f'AP {f["AP"]:.3f} ({mode}, {f["photos"]} photos)' for mode, f in figures.items()]
-    if best >= 0:
-        aps.append(f'best AP while training {best:.3f}')
+    if 'best_AP' in content['training']:
+        aps.append(f'best AP while training {content["training"]["best_AP"]:.3f}')
     print(
-        f'{path}: {path.stat().st_size:,} bytes, {count_parameters(weights):,} '
-        f'parameters of {source}, {", ".join(aps) or "no AP: measure one with test.py first"}'
+        f'{path}: {path.stat().st_size:,} bytes, {count_parameters(weights):,} parameters '
+        f'of {run.checkpoint(which)}, {", ".join(aps) or "no AP: measure one with test.py first"}'
     )
     print(f'SHA-256 {sha256(path)}')
 
@@ -266,7 +278,11 @@ def parse_args():
     parser.add_argument('--checkpoint', choices=['checkpoint', 'best'], default='checkpoint',
                         help='which one to publish')  # fmt: skip
     parser.add_argument('--bfloat16', action='store_true', help='publish 16 bits per weight')
-    return parser.parse_args()
+    parser.add_argument('--last', action='store_true', help='ONNX: the last stack alone')
+    args = parser.parse_args()
+    if args.bfloat16 if is_onnx(args.target) else args.last:
+        parser.error('--last is for an ONNX file, --bfloat16 for a checkpoint')
+    return args
 
 
 def main():
@@ -274,10 +290,10 @@ def main():
     if Path(args.source).is_file():
         convert(Path(args.source), find_run(args.target))
         return
-    run = find_run(args.source)
-    if not run.folder.is_dir():
+    run = find_run(args.source, anywhere=True)
+    if not run.folder.is_dir() and not run.checkpoint().is_file():
         raise UserError(f'{args.source} is neither a file nor a run: there is no {run.folder}')
-    publish(run, Path(args.target), args.checkpoint, args.bfloat16)
+    publish(run, Path(args.target), args.checkpoint, args.bfloat16, args.last)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """The one error that a user can put right, and what a command returns to the shell."""
 
 import functools
+import importlib
 import multiprocessing
 import os
 import re
@@ -30,6 +31,16 @@ class UserError(Exception):
 def warn_once(text):
     """Prints a warning on stderr, the first time that this process has it."""
     print(f'warning: {text}', file=sys.stderr, flush=True)
+
+
+def import_extra(name):
+    """The module of an optional package, see requirements-extra.txt. Raises UserError."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f'{name} cannot be imported ({error}): pip install -r requirements-extra.txt'
+        ) from None
 
 
 def exit_code(main):
