@@ -26,7 +26,7 @@ from data.coco_pose.results import compare
 from test import Predictor, aggregate, evaluate
 from utils import dist
 from utils.checkpoint import check_plain, read_checkpoint
-from utils.config import apply_settings, check_config, load_task
+from utils.config import apply_settings, check_config, check_shares, load_task
 from utils.device import choose_device, choose_precision, spread
 from utils.draw import draw_heatmaps, stacked
 from utils.errors import UserError, exit_code
@@ -287,10 +287,7 @@ def prepare(args):
     elif init:
         weights = read_checkpoint(Path(init))['state_dict']
         new_layers = load_network(network, weights, init, any_outputs=True)
-    task.to(device)
-    if config['train']['compile']:
-        network.compile()  # in place: the weights keep their names
-    model = spread(task, device)
+    model = spread(task, device, config['train']['compile'])
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     state = State(network, torch.optim.Adam(task.parameters(), fused=True), scaler, config)
     if resumes:
@@ -298,10 +295,7 @@ def prepare(args):
     loaders = importlib.import_module(config['data_provider']).init(config, state.samples)
 
     if dist.rank() == 0:
-        if not resumes:
-            run.lock()
-            run.refuse_checkpoint()  # another program may have begun and ended this run since
-        run.create(config, launch)
+        run.create(config, launch, new=not resumes)
     report = Report(run, config['train']['loss_weights'], state.step)
     workers = worker_count(config['train']['num_workers'])
     notes = (
@@ -316,16 +310,6 @@ def prepare(args):
     )
     report.say('\n'.join(dict.fromkeys(filter(None, notes))))
     return model, loaders, state, report
-
-
-def check_shares(settings):
-    """Raises UserError where a batch cannot be split evenly."""
-    images, ranks, passes = settings['batchsize'], dist.world_size(), settings['accumulate']
-    if images % (ranks * passes):
-        raise UserError(
-            f'train.batchsize is {images}: expected a multiple of {ranks * passes}, for {ranks} '
-            f'ranks x {passes} backward passes (train.accumulate)'
-        )
 
 
 def choose_config(args, run, launch):

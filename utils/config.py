@@ -10,6 +10,7 @@ import math
 import re
 from pathlib import Path
 
+from utils import dist
 from utils.errors import UserError
 
 MOST = 2**53  # steps, images and so on: what a float can count
@@ -169,4 +170,14 @@ def check_config(config, num_parts=None):
         raise UserError(
             f'model.oup_dim is {channels}: expected at least {2 * num_parts}, a heatmap and a tag '
             f'for each of {num_parts} joints'
+        )
+
+
+def check_shares(settings):
+    """Raises UserError where a batch cannot be split evenly."""
+    images, ranks, passes = settings['batchsize'], dist.world_size(), settings['accumulate']
+    if images % (ranks * passes):
+        raise UserError(
+            f'train.batchsize is {images}: expected a multiple of {ranks * passes}, for {ranks} '
+            f'ranks x {passes} backward passes (train.accumulate)'
         )

@@ -82,8 +82,11 @@ def one_thread():
         torch.set_num_threads(before)
 
 
-def spread(task, device):
+def spread(task, device, compiled=False):
     """The task on all GPUs: of every rank under torchrun, else of this machine."""
+    task.to(device)
+    if compiled:
+        task.network.compile()  # in place: the weights keep their names
     if dist.active():
         if device.type == 'cuda':  # there is no SyncBatchNorm for CPUs
             nn.SyncBatchNorm.convert_sync_batchnorm(task)

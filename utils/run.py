@@ -127,11 +127,15 @@ class Run:
             self.holder.write(f'process {os.getpid()} on {socket.gethostname()}\n')
             self.holder.flush()
 
-    def create(self, config, launch=()):
+    def create(self, config, launch=(), new=False):
         """Makes the folder and records the config with the command, versions and commit.
 
-        launch: see dist.launch_marks. Raises UserError.
+        launch: see dist.launch_marks. new: whether this program begins the run, which another may
+        have begun, and ended, since it looked. Raises UserError.
         """
+        if new:
+            self.lock()
+            self.refuse_checkpoint()
         record = {
             'command': shlex.join(['python', *sys.argv]),
             'python': sys.version.split()[0],
