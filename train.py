@@ -160,7 +160,7 @@ def train_epoch(model, batches, state, report, stopper, dtype):
         )
         state.advance(settings['batchsize'], applied)
         recent.append((state.step, batch['image_id'], losses, norm, applied))
-        report.bar.update()
+        report.step(state)
         stopping = dist.any_rank(stopper.asked)
         if state.step % settings['log_iters'] == 0 or state.step == last or stopping:
             add_losses(state, recent, report)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import sys
 
 import pytest
@@ -267,3 +268,24 @@ def test_a_checkpoint_is_saved_once_per_save_minutes(prepare, monkeypatch):
         assert report.save_due(10.0)
         train.save(state, report)
         assert not report.save_due(10.0)
+
+
+def test_a_run_says_once_how_long_it_will_take(prepare, monkeypatch):
+    """After five seconds, and without its first step, which is slower than all others."""
+    prepared = prepare('train.epochs=2', 'train.train_iters=50', 'train.batchsize=4')
+    _, _, state, report = prepared
+    report.begin_epoch(1, 50, 50)
+    for state.step, now in enumerate((100, 102, 104, 106, 108), 1):
+        with monkeypatch.context() as patch:
+            patch.setattr('time.monotonic', lambda now=now: now)
+            report.step(state)
+    said = 'about 3 min 12 s of training to go on this machine (2 img/s)\n'
+    assert (report.run.folder / 'log').read_text().count(said) == 1
+
+
+def test_every_step_counts_for_how_long_it_will_take(prepare, monkeypatch):
+    monkeypatch.setattr('utils.report.TRIAL', 0)
+    prepared = prepare('train.epochs=2', 'train.train_iters=3', 'train.log_iters=3')
+    run(prepared)
+    (line,) = re.findall(r'about .* to go .*', (prepared[3].run.folder / 'log').read_text())
+    assert re.fullmatch(r'about \d+ s of training to go on this machine \([\d.e+]+ img/s\)', line)

@@ -11,6 +11,7 @@ from utils.device import describe_device
 from utils.metrics import add_metrics
 
 PERIOD = 30  # seconds between two lines within an epoch
+TRIAL = 5  # seconds of training, from its second step on, that tell how long all of it takes
 
 
 def describe(run, config, network, loaders, workers, device, precision):
@@ -69,6 +70,7 @@ class Report:
         self.outdated = set()  # files whose last version could not be written
         self.broken_photos = set()  # that have been reported
         self.saved = time.monotonic()  # when the last checkpoint was
+        self.trial = None  # when the first step ended, and its number
 
     def save_due(self, minutes):
         """Whether the last checkpoint, or the start, is longer ago than that."""
@@ -115,6 +117,22 @@ class Report:
             disable=None if dist.rank() == 0 else True,
         )  # fmt: skip
         self.last_progress = time.monotonic()
+
+    def step(self, state):
+        """Counts a step in the bar; once, after a few, says how long those that are left take."""
+        self.bar.update()
+        now, settings = time.monotonic(), state.config['train']
+        if self.trial is None:  # the first step waits for workers, and sets up what others reuse
+            self.trial = now, state.step
+        begun, first = self.trial
+        if now - begun > TRIAL:
+            self.trial = float('inf'), 0  # never again
+            speed = (state.step - first) / (now - begun)
+            left = settings['epochs'] * settings['train_iters'] - state.step
+            self.say(
+                f'about {format_duration(left / speed)} of training to go on this machine '
+                f'({speed * settings["batchsize"]:.3g} img/s)'
+            )
 
     def progress(self, state, lr):
         """Shows the epoch's losses so far: in the bar or, without one, a line; in TensorBoard."""
