@@ -166,8 +166,8 @@ class Reader:
         self.others = {c.id for c in categories if named and not c.keypoints} - {None}
         self.values = 3 * len(named[0].keypoints) if named else 0  # of a person's keypoints
         self.places, self.names, self.sizes, self.upright = {}, [], [], False
-        self.raws, self.regions, self.keypoints = [], {}, array('d')
-        self.table = array('d')  # place of the photo, is crowd, has keypoints, area, box
+        self.raws, self.regions, self.keypoints, self.given = [], {}, array('d'), False
+        self.table = array('d')  # place of the photo, is crowd, area, box
 
     def add_image(self, entry, raw):
         if self.places.setdefault(entry.id, len(self.names)) < len(self.names):
@@ -184,29 +184,32 @@ class Reader:
             self.category = {'id': number, 'name': 'person', 'keypoints': None}
         keypoints, place = entry.keypoints, self.places.get(entry.image_id, -1)
         if keypoints:
-            self.values = self.values or len(keypoints) // 3 * 3
+            if not self.values:
+                self.values = len(keypoints) // 3 * 3
+                self.keypoints.frombytes(bytes(8 * self.values * len(self.raws)))
+            labels = keypoints[2::3]
             if len(keypoints) != self.values:
                 raise ValueError(f'expected {self.values} keypoint values, found {len(keypoints)}')
-            if min(keypoints[2::3]) < 0 or max(keypoints[2::3]) > 2:
+            if min(labels) < 0 or max(labels) > 2:
                 raise ValueError(
                     'expected 0, 1 or 2 as the third of the keypoint values of a joint'
                 )
-            self.keypoints.extend(keypoints)
+            self.given = True
+        self.keypoints.fromlist(keypoints or [0.0] * self.values)
         if entry.iscrowd and place >= 0 and (region := read_region(raw, self.sizes[place])):
             self.regions[len(self.raws)] = region
         is_crowd, box = entry.iscrowd or 0, entry.bbox or (0, 0, 0, 0)
-        self.table.extend((place, is_crowd, bool(keypoints), entry.area or 0, *box))
+        self.table.fromlist([place, is_crowd, entry.area or 0, *box])
         self.raws.append(raw)
 
     def split(self, file):
         """The Split of all that came in."""
-        table = np.reshape(self.table, (-1, 8))
-        places, is_crowd, given = table[:, 0].astype(int), table[:, 1] > 0, table[:, 2] > 0
-        keypoints = np.zeros((len(table), self.values // 3, 3))
-        keypoints[given] = np.reshape(self.keypoints, (-1, *keypoints.shape[1:]))
+        table = np.reshape(self.table, (-1, 7))
+        keypoints = np.reshape(self.keypoints, (len(table), self.values // 3, 3))
+        places, is_crowd = table[:, 0].astype(int), table[:, 1] > 0
         is_person = keypoints[..., 2].any(1) & ~is_crowd
         order, photos = places.argsort(kind='stable'), np.arange(len(self.names))
-        areas, boxes, extents = table[:, 3].copy(), table[:, 4:].copy(), measure(keypoints).prod(1)
+        areas, boxes, extents = table[:, 2].copy(), table[:, 3:].copy(), measure(keypoints).prod(1)
         estimated = 0
         # OKS depends on the area: where it is missing or cannot be, it is estimated.
         for row in np.flatnonzero(is_person & (areas <= np.maximum(LEAST_AREA, extents / 100))):
@@ -304,7 +307,7 @@ def parse(file, path, size, mtime):
             except (msgspec.DecodeError, ValueError) as error:
                 where = f'{file}, entry {number} of {kind}'
                 raise UserError(f'{where}: {explain(error)}; correct it, or {EXPORT}') from None
-    if reader.table and not reader.keypoints:
+    if reader.table and not reader.given:
         raise UserError(f'{file} has no keypoints: use person_keypoints_*.json, or {EXPORT}')
     return reader.split(file)
 
