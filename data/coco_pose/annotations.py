@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import math
 import re
 from array import array
 from dataclasses import dataclass, replace
@@ -25,7 +24,6 @@ LEAST_AREA = 32  # pixels; a smaller person has no joints that anybody could lab
 LARGE = 20_000_000  # bytes of a file whose reading is announced
 # A path that stays in its folder, and that the system can have: neither absolute nor with '..'.
 INSIDE = re.compile(r'(?![/\\]|\w:|(.*[/\\])?\.\.([/\\]|$))[^\0\ud800-\udfff]+', re.DOTALL)
-
 EXPORT = 'export the file again as COCO keypoints'
 
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -62,7 +60,7 @@ class AnnotationEntry(msgspec.Struct, gc=False):
             self.keypoints = [value or 0 for value in joints]
         if not any(self.bbox or ()):
             self.bbox = None
-        if self.bbox and (len(self.bbox) != 4 or None in self.bbox or min(self.bbox[2:]) < 0):
+        elif len(self.bbox) != 4 or None in self.bbox or min(self.bbox[2:]) < 0:
             raise ValueError(f'bbox: expected x, y, width, height, found {self.bbox}')
         if self.iscrowd not in (None, 0, 1):
             raise ValueError(f'iscrowd: expected 0 or 1, found {self.iscrowd}')
@@ -167,16 +165,16 @@ class Reader:
         self.category = msgspec.to_builtins(named[0]) if named else None
         self.others = {c.id for c in categories if named and not c.keypoints} - {None}
         self.values = 3 * len(named[0].keypoints) if named else 0  # of a person's keypoints
-        self.places, self.names, self.sizes, self.regions = {}, [], [], {}
-        self.keypoints, self.estimated, self.upright = array('d'), 0, False
-        self.table = array('d')  # place of the photo, is crowd, has keypoints, area, box
+        self.places, self.names, self.sizes, self.upright = {}, [], [], False
+        self.raws, self.regions, self.keypoints, self.given = [], {}, array('d'), False
+        self.table = array('d')  # place of the photo, is crowd, area, box
 
     def add_image(self, entry, raw):
         if self.places.setdefault(entry.id, len(self.names)) < len(self.names):
             raise ValueError(f'id is {entry.id}, as that of an earlier one')
         self.names.append(entry.file_name)
-        self.upright |= entry.drawn is not None
         self.sizes.append([entry.height or 0, entry.width or 0])
+        self.upright |= entry.drawn is not None
 
     def add_annotation(self, entry, raw):
         if entry.category_id in self.others:
@@ -184,31 +182,41 @@ class Reader:
         if not self.category:
             number = 1 if entry.category_id is None else entry.category_id
             self.category = {'id': number, 'name': 'person', 'keypoints': None}
-        keypoints, box = entry.keypoints or [], entry.bbox or (0, 0, 0, 0)
-        self.values = self.values or len(keypoints) // 3 * 3
-        if keypoints and len(keypoints) != self.values:
-            raise ValueError(f'expected {self.values} keypoint values, found {len(keypoints)}')
-        if keypoints and not 0 <= min(keypoints[2::3]) <= max(keypoints[2::3]) <= 2:
-            raise ValueError('expected 0, 1 or 2 as the third of the keypoint values of a joint')
-        place = self.places.get(entry.image_id, -1)
-        if entry.iscrowd and place >= 0:
-            region = msgspec.json.decode(raw, type=RegionEntry, strict=False).segmentation
-            if region:
-                self.regions[len(self.table) // 8] = pack(region, self.sizes[place])
-        area = entry.area or 0
-        if any(keypoints[2::3]) and not entry.iscrowd:
-            area = plausible_area(entry, raw, self.sizes[place] if place >= 0 else (0, 0))
-            self.estimated += area not in (0, entry.area)
-        self.table.extend((place, entry.iscrowd or 0, len(keypoints) > 0, area, *box))
-        self.keypoints.extend(keypoints)
+        keypoints, place = entry.keypoints, self.places.get(entry.image_id, -1)
+        if keypoints:
+            if not self.values:
+                self.values = len(keypoints) // 3 * 3
+                self.keypoints.frombytes(bytes(8 * self.values * len(self.raws)))
+            labels = keypoints[2::3]
+            if len(keypoints) != self.values:
+                raise ValueError(f'expected {self.values} keypoint values, found {len(keypoints)}')
+            if min(labels) < 0 or max(labels) > 2:
+                raise ValueError(
+                    'expected 0, 1 or 2 as the third of the keypoint values of a joint'
+                )
+            self.given = True
+        self.keypoints.fromlist(keypoints or [0.0] * self.values)
+        if entry.iscrowd and place >= 0 and (region := read_region(raw, self.sizes[place])):
+            self.regions[len(self.raws)] = region
+        is_crowd, box = entry.iscrowd or 0, entry.bbox or (0, 0, 0, 0)
+        self.table.fromlist([place, is_crowd, entry.area or 0, *box])
+        self.raws.append(raw)
 
     def split(self, file):
         """The Split of all that came in."""
-        table = np.reshape(self.table, (-1, 8))
-        places, given = table[:, 0].astype(int), table[:, 2] > 0
+        table = np.reshape(self.table, (-1, 7))
+        keypoints = np.reshape(self.keypoints, (len(table), self.values // 3, 3))
+        places, is_crowd = table[:, 0].astype(int), table[:, 1] > 0
+        is_person = keypoints[..., 2].any(1) & ~is_crowd
         order, photos = places.argsort(kind='stable'), np.arange(len(self.names))
-        keypoints = np.zeros((len(table), self.values // 3, 3))
-        keypoints[given] = np.reshape(self.keypoints, (given.sum(), *keypoints.shape[1:]))
+        areas, boxes, extents = table[:, 2].copy(), table[:, 3:].copy(), measure(keypoints).prod(1)
+        estimated = 0
+        # OKS depends on the area: where it is missing or cannot be, it is estimated.
+        for row in np.flatnonzero(is_person & (areas <= np.maximum(LEAST_AREA, extents / 100))):
+            size = self.sizes[places[row]] if places[row] >= 0 else (0, 0)
+            area = estimate_area(areas[row], boxes[row], extents[row], self.raws[row], size)
+            estimated += area not in (0, areas[row])
+            areas[row] = area
         return Split(
             file=file,
             category=self.category or {'id': 1, 'name': 'person', 'keypoints': None},
@@ -218,37 +226,42 @@ class Reader:
             spans=np.stack([places[order].searchsorted(photos + end) for end in (0, 1)], 1),
             order=order,
             keypoints=keypoints,
-            is_person=keypoints[..., 2].any(1) & (table[:, 1] == 0),
-            boxes=table[:, 4:].copy(),
-            areas=table[:, 3].copy(),
-            is_crowd=table[:, 1] > 0,
+            is_person=is_person,
+            boxes=boxes,
+            areas=areas,
+            is_crowd=is_crowd,
             regions=self.regions,
-            estimated=self.estimated,
+            estimated=estimated,
             upright=self.upright,
         )
 
 
-def plausible_area(entry, raw, size):
-    """A person's area in pixels, which OKS depends on: estimated if it is missing or cannot be.
+def measure(keypoints):
+    """Width and height (P, 2) of the box of the labelled joints of people (P, K, 3)."""
+    points, seen = keypoints[..., :2], keypoints[..., 2:] > 0
+    return points.max(1, initial=-FAR, where=seen) - points.min(1, initial=FAR, where=seen)
 
-    0 where nothing in the entry has an extent.
-    People of COCO cover 0.53 of their box, and no more than that of the box of their joints.
+
+def read_region(raw, size):
+    """The segmentation of an entry as regions.pack gives it, or None. Raises ValueError."""
+    region = msgspec.json.decode(raw, type=RegionEntry, strict=False).segmentation
+    return pack(region, size) if region else None
+
+
+def estimate_area(given, box, extent, raw, size):
+    """The area in pixels of a person whose `given` one cannot be; 0 where nothing has an extent.
+
+    extent: of the box of the joints. People of COCO cover 0.53 of their box, and no more than that
+    of the box of their joints. Some people are truly small: an area that the others confirm stays.
     """
-    k = entry.keypoints
-    seen = [(x, y) for x, y, v in zip(k[::3], k[1::3], k[2::3], strict=True) if v]
-    width, height = (max(values) - min(values) for values in zip(*seen, strict=True))
-    least = max(LEAST_AREA, width * height / 100)
-    given = entry.area or 0
-    if given > least:
-        return given
-    boxes = [math.prod((entry.bbox or (0, 0))[-2:]), width * height]
+    boxes = [box[2] * box[3], extent]
     estimates = [0.53 * box for box in boxes]
     with contextlib.suppress(msgspec.DecodeError, ValueError):
-        region = msgspec.json.decode(raw, type=RegionEntry, strict=False).segmentation
-        estimates[:0] = [float(rle_mask.area(pack(region, list(size))))] if region else []
-    # Some people are truly small.
+        region = read_region(raw, list(size))
+        estimates[:0] = [float(rle_mask.area(region))] if region else []
     if given > max(boxes) / 100 and any(area / 2 <= given <= 2 * area for area in estimates):
         return given
+    least = max(LEAST_AREA, extent / 100)
     return next((area for area in estimates if area > least), max(estimates))
 
 
@@ -258,25 +271,30 @@ def explain(error):
     return f'{field}: {text[0].lower()}{text[1:]}' if field else text
 
 
+def load(file, data):
+    """The content of a file, whose bytes are `data`, as a CocoFile. Raises UserError."""
+    decoder = msgspec.json.Decoder(CocoFile, strict=False)
+    try:
+        try:
+            return decoder.decode(data)
+        except msgspec.DecodeError as error:
+            if isinstance(error, msgspec.ValidationError):
+                raise
+            # Python's own reader is slow, but takes NaN (here as null) and a byte order mark.
+            content = json.loads(data, parse_constant=lambda _: None)
+            return decoder.decode(msgspec.json.encode(content))
+    except msgspec.ValidationError as error:
+        raise UserError(f'{file} is not a COCO file of keypoints: {explain(error)}') from None
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise UserError(f'{file} cannot be read as JSON ({error}): download it again') from None
+
+
 @functools.lru_cache(4)
 def parse(file, path, size, mtime):
     """See `read_file`. Entries are decoded one by one: memory holds little more than the arrays."""
     if size > LARGE and dist.rank() == 0:
         print(f'reading {file} ({size / 1e6:.0f} MB)', flush=True)
-    decoder = msgspec.json.Decoder(CocoFile, strict=False)
-    try:
-        try:
-            content = decoder.decode(path.read_bytes())
-        except msgspec.DecodeError as error:
-            if isinstance(error, msgspec.ValidationError):
-                raise
-            # Python's own reader is slow, but takes NaN (here as null) and a byte order mark.
-            content = json.loads(path.read_bytes(), parse_constant=lambda _: None)
-            content = decoder.decode(msgspec.json.encode(content))
-    except msgspec.ValidationError as error:
-        raise UserError(f'{file} is not a COCO file of keypoints: {explain(error)}') from None
-    except (ValueError, RecursionError, OverflowError) as error:
-        raise UserError(f'{file} cannot be read as JSON ({error}): download it again') from None
+    content = load(file, path.read_bytes())
     reader = Reader(content.categories or [])
     for kind, struct, add in (
         ('images', ImageEntry, reader.add_image),
@@ -289,9 +307,8 @@ def parse(file, path, size, mtime):
             except (msgspec.DecodeError, ValueError) as error:
                 where = f'{file}, entry {number} of {kind}'
                 raise UserError(f'{where}: {explain(error)}; correct it, or {EXPORT}') from None
-    if reader.table and not reader.keypoints:
+    if reader.table and not reader.given:
         raise UserError(f'{file} has no keypoints: use person_keypoints_*.json, or {EXPORT}')
-    content = raw = None  # the file's bytes
     return reader.split(file)
 
 

@@ -1,7 +1,4 @@
-"""Where COCO lies, and the joints: COCO's, or those that an annotation file names.
-
-How many joints there are stands here, in the configs and in annotation files, and nowhere else.
-"""
+"""Where COCO lies, and the joints: COCO's, or those that an annotation file names."""
 
 import os
 import re
@@ -21,7 +18,8 @@ ANNOTATIONS = 'data/coco/annotations/person_keypoints_train2014.json'
 
 VALID_IDS = Path(__file__).with_name('valid_id')
 UNKNOWN_SIGMA = 0.05  # of joints that COCO lacks; its own range from 0.025 (eyes) to 0.107 (hips)
-SIDES = {'left': 'right', 'right': 'left'}
+SIDES = {'left': 'right', 'right': 'left', 'l': 'r', 'r': 'l'}
+WHOLE = {'l': 'left', 'r': 'right'}
 
 
 @dataclass(frozen=True)
@@ -80,11 +78,15 @@ def get_joints(settings):
     )
     if len(set(names)) < K:
         raise UserError(f'data.joints are {", ".join(names)}: expected each name once')
-    check_pairs('skeleton', skeleton, K)
-    check_pairs('flip_pairs', pairs, K)
+    for key, pair in [('skeleton', p) for p in skeleton] + [('flip_pairs', p) for p in pairs]:
+        if len(pair) != 2 or not set(pair) <= set(range(K)):
+            raise UserError(
+                f'data.{key} has {list(pair)}: expected pairs of joint numbers from 0 to {K - 1}'
+            )
     if sigmas and (len(sigmas) != K or min(sigmas) <= 0):
-        listed = ', '.join(names)
-        raise UserError(f'data.sigmas is {sigmas}: expected {K} numbers above 0, for {listed}')
+        raise UserError(
+            f'data.sigmas is {sigmas}: expected {K} numbers above 0, for {", ".join(names)}'
+        )
     if order and sorted(order) != list(range(K)):
         raise UserError(f'data.joint_order is {order}: expected each of 0 to {K - 1} once')
     known = dict(zip(COCO.names, COCO.sigmas, strict=True))
@@ -98,15 +100,6 @@ def get_joints(settings):
     )
 
 
-def check_pairs(key, pairs, K):
-    """Raises UserError unless `pairs`, the config's data.<key>, are pairs out of K joints."""
-    for pair in pairs:
-        if len(pair) != 2 or not all(0 <= k < K for k in pair):
-            raise UserError(
-                f'data.{key} has {list(pair)}: expected pairs of joint numbers from 0 to {K - 1}'
-            )
-
-
 def flip_by_pairs(pairs, K):
     """What each of K joints becomes in a mirrored photo, from data.flip_pairs. Raises UserError.
 
@@ -114,9 +107,10 @@ def flip_by_pairs(pairs, K):
     """
     flip = {}
     for a, b in pairs:
-        if {a, b} & flip.keys():
-            twice = min({a, b} & flip.keys())
-            raise UserError(f'data.flip_pairs has joint {twice} more than once: expected one pair')
+        if twice := {a, b} & flip.keys():
+            raise UserError(
+                f'data.flip_pairs has joint {min(twice)} more than once: expected one pair'
+            )
         flip |= {a: b, b: a}
     return tuple(flip.get(k, k) for k in range(K))
 
@@ -127,35 +121,25 @@ def flip_by_names(names):
     Sides are words (left_wrist, Wrist-L, rWrist) or stuck to one (leftwrist, rwrist); the latter
     count only where the other side is there. Raises UserError where a left has no right.
     """
-    keys = [split_words(name) for name in names]
+    words = [re.findall(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W_A-Za-z]+', name) for name in names]
+    words = [[WHOLE.get(word.lower(), word.lower()) for word in key] for key in words]
     flip = []
-    for k, key in enumerate(keys):
-        other_side = tuple(SIDES.get(word, word) for word in key)
-        matches = [m for m, other in enumerate(keys) if other == other_side]
-        if other_side != key and len(matches) != 1:
+    for k, name in enumerate(names):
+        other_side = [SIDES.get(word, word) for word in words[k]]
+        matches = [m for m, key in enumerate(words) if key == other_side]
+        if other_side == words[k]:  # no word is a side
+            stuck = re.compile('^(left|right|l|r)|(left|right)$')
+            swapped = stuck.sub(lambda side: SIDES[side[0]], name.lower(), count=1)
+            matches = [m for m, other in enumerate(names) if other.lower() == swapped]
+        elif len(matches) != 1:
             found = ', '.join(names[m] for m in matches) or 'none'
             raise UserError(
-                f'joint {names[k]}: expected one joint for its other side, found {found}; set '
+                f'joint {name}: expected one joint for its other side, found {found}; set '
                 'data.flip_pairs to the pairs that a mirrored photo swaps, such as [[1,2],[3,4]], '
                 f'or to [[{k},{k}]] where there are none'
             )
-        if other_side == key:
-            swapped = swap_stuck_side(names[k])
-            matches = [m for m, name in enumerate(names) if name.lower() == swapped]
         flip.append(matches[0] if len(matches) == 1 else k)
     return tuple(m if flip[m] == k else k for k, m in enumerate(flip))
-
-
-def split_words(name):
-    """The words of a joint's name in lower case, with l and r as left and right."""
-    words = re.findall(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W_A-Za-z]+', name)
-    return tuple({'l': 'left', 'r': 'right'}.get(word, word) for word in map(str.lower, words))
-
-
-def swap_stuck_side(name):
-    """A name in lower case, with left or right at either end, or l or r at its start, swapped."""
-    sides = SIDES | {'l': 'r', 'r': 'l'}
-    return re.sub('^(left|right|l|r)|(left|right)$', lambda m: sides[m[0]], name.lower(), count=1)
 
 
 def lacks_pairs(settings):
@@ -168,15 +152,13 @@ def lacks_pairs(settings):
 def describe(config):
     """What a run says about its joints if they are not COCO's, as lines."""
     joints = get_joints(config['data'])
-    if joints.names == COCO.names:
-        return []
     names = joints.names
+    if names == COCO.names:
+        return []
     pairs = [f'{names[k]}/{names[m]}' for k, m in enumerate(joints.flip) if k < m]
     text = [f'joints: {", ".join(names)}; mirrored: {", ".join(pairs) or "none"}']
     if pairs and (single := [names[k] for k, m in enumerate(joints.flip) if k == m]):
         text[0] += f'; in the middle: {", ".join(single)}'
-    sigmas = zip(names, joints.sigmas, strict=True)
-    guessed = [n for n, sigma in sigmas if n not in COCO.names and sigma == UNKNOWN_SIGMA]
     if lacks_pairs(config['data']):
         mirrors = config['augmentation']['mirror'] > 0 or config['test']['mirror']
         text.append(
@@ -185,7 +167,8 @@ def describe(config):
             'set data.flip_pairs to the pairs that a mirrored photo swaps, such as [[1,2],[3,4]], '
             'or to [[0,0]] if there are none, with augmentation.mirror=0.5 test.mirror=True'
         )
-    if guessed:
+    sigmas = zip(names, joints.sigmas, strict=True)
+    if guessed := [n for n, sigma in sigmas if n not in COCO.names and sigma == UNKNOWN_SIGMA]:
         text.append(
             f'note: COCO has no OKS sigma for {", ".join(guessed)}: {UNKNOWN_SIGMA} is assumed, '
             'which AP depends on; set data.sigmas if you know better'
@@ -202,18 +185,6 @@ def check_names(names, wanted, file):
         )
 
 
-def limbs(category, file):
-    """The skeleton of a category, counted from 0: COCO's files count from 1. Or UserError."""
-    K = len(category['keypoints'])
-    for pair in category['skeleton'] or ():
-        if not all(1 <= k <= K for k in pair):
-            raise UserError(
-                f'{file}, category {category["name"]}: its skeleton has {list(pair)}, expected '
-                f'pairs of joint numbers from 1 to {K}; correct it, or set data.skeleton'
-            )
-    return [[a - 1, b - 1] for a, b in category['skeleton'] or ()]
-
-
 def fill_in(config, category, file, made_for=None):
     """A copy of a config that holds all of its joints, and as many channels as they need.
 
@@ -224,10 +195,19 @@ def fill_in(config, category, file, made_for=None):
     settings = dict(config['data'])
     made_for = made_for or len(joint_names(settings))
     if category:
+        names, skeleton = category['keypoints'], category['skeleton'] or ()
         if settings['joints']:
-            check_names(category['keypoints'], settings['joints'], file)
-        settings['joints'] = list(category['keypoints'])
-        settings['skeleton'] = settings['skeleton'] or limbs(category, file)
+            check_names(names, settings['joints'], file)
+        for pair in () if settings['skeleton'] else skeleton:
+            if not all(1 <= k <= len(names) for k in pair):
+                raise UserError(
+                    f'{file}, category {category["name"]}: its skeleton has {list(pair)}, expected '
+                    f'pairs of joint numbers from 1 to {len(names)}; correct it, or set '
+                    'data.skeleton'
+                )
+        settings['joints'] = list(names)
+        # COCO's files count joints from 1.
+        settings['skeleton'] = settings['skeleton'] or [[a - 1, b - 1] for a, b in skeleton]
     joints = get_joints(settings)
     pairs = [[k, m] for k, m in enumerate(joints.flip) if k < m]
     settings |= {
