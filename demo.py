@@ -62,10 +62,10 @@ class Finder:
             with open(folder / 'predictions.json', 'wb') as stream:
                 results = Results(folder, stream, describe_category(self.joints))
                 with results.begin(name):
-                    add_picture(results, photo, *people, self.joints, sheets=True)
+                    add_picture(results, photo, *people, self.joints, True, sure=detection)
                 results.end()
             scores = ', '.join(f'{score:.2f}' for score in sorted(people[-1], reverse=True))
-            drawn = results.drawn.path
+            drawn = results.path
             sheets = folder / 'heatmaps' / drawn.name, folder / 'tags' / drawn.name
             # Gradio takes its own copies before it comes back here.
             yield f'{len(people[-1])}: {scores}', drawn, *sheets, Path(stream.name)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from utils.checkpoint import write_json
-from utils.errors import UserError, exit_code
+from utils.errors import UserError, exit_code, import_extra
 
 JOINTS = (
     'right_ankle', 'right_knee', 'right_hip', 'left_hip', 'left_knee', 'left_ankle', 'pelvis',
@@ -35,12 +35,9 @@ IN_BOX = 0.53  # how much of their box people cover, see data.coco_pose.annotati
 
 def read_release(path):
     """The struct RELEASE of MPII's file as nested dicts. Raises UserError."""
+    io = import_extra('scipy.io')
     try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise UserError("MPII's file needs another package: 'pip install scipy'") from None
-    try:
-        return loadmat(path, simplify_cells=True)['RELEASE']
+        return io.loadmat(path, simplify_cells=True)['RELEASE']
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror or error})') from None
     except Exception:  # of as many kinds as ways to be no such file

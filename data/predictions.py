@@ -170,18 +170,17 @@ class Results:
                 self.clip.close()
 
     def start_file(self, size, frame):
-        """Names the file of a photo, of its page `frame`, or of the clip that begins."""
+        """Names the file of a photo, of its page `frame`, or of the clip that begins: `path`."""
         stem = self.file.stem + f'_{frame + 1:04d}' * (frame > 0)
         names = itertools.chain([stem], (f'{stem}-{number}' for number in itertools.count(2)))
         # A and a count as one name, as they do on some disks.
         name = next(name for name in names if name.lower() not in self.names)
         self.names.add(name.lower())
-        path = self.folder / (name + ('.mp4' if self.rate else '.jpg'))
-        self.clip = ClipFile(path, self.rate) if self.rate else None
-        image = {'file_name': self.file.as_posix(), 'drawn': path.name}
+        self.path = self.folder / (name + ('.mp4' if self.rate else '.jpg'))
+        self.clip = ClipFile(self.path, self.rate) if self.rate else None
+        image = {'file_name': self.file.as_posix(), 'drawn': self.path.name}
         image |= {'height': size[0], 'width': size[1]}
         self.files.append((image, array('q')))
-        return path
 
     def add(self, size, people, drawn, sheets, frame=0):
         """Adds a picture of (height, width), its entries, as of COCO's results, and drawings.
@@ -189,7 +188,8 @@ class Results:
         sheets: further drawings, by the folders that they go to. frame: the picture's number in its
         file. In a clip that lacks those before it, it also takes their time.
         """
-        path = None if self.clip else self.start_file(size, frame)
+        if not self.clip:
+            self.start_file(size, frame)
         self.images += 1
         self.files[-1][1].append(frame)
         for person in people:
@@ -201,7 +201,7 @@ class Results:
             return
         for kind, picture in ({'': drawn} | sheets).items():
             (self.folder / kind).mkdir(exist_ok=True)
-            save_picture(self.folder / kind / path.name, picture)
+            save_picture(self.folder / kind / self.path.name, picture)
 
     def end(self):
         """Completes predictions.json."""

@@ -118,7 +118,7 @@ def test_what_is_no_file_of_mpii(mat, call_script, monkeypatch):
 def test_without_scipy_the_error_says_what_to_install(work, call_script, monkeypatch):
     monkeypatch.setitem(sys.modules, 'scipy.io', None)
     done = call_script('data/mpii.py', 'mpii.mat', 'a.json')
-    assert done.returncode == 2 and "'pip install scipy'" in done.stderr
+    assert done.returncode == 2 and 'pip install -r requirements-extra.txt' in done.stderr
 
 
 # --- README's table of other data ---
