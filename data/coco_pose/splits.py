@@ -74,7 +74,10 @@ def open_file(file, images, joints, choose=lambda split: np.arange(len(split))):
     if whole.category['keypoints']:
         ref.check_names(whole.category['keypoints'], joints.names, file)
     elif len(whole.keypoints) and K != wanted:
-        raise UserError(f'{file}: expected {3 * wanted} keypoint values of a person, found {3 * K}')
+        raise UserError(
+            f'{file}: expected {3 * wanted} keypoint values of a person, found {3 * K}; name its '
+            'joints: --set data.joints=["...", ...]'
+        )
     if len(whole) == 0:
         raise UserError(f'{file} lists no images: choose another')
     folder = find_folder(file, images, whole.names.tolist())
