@@ -29,8 +29,8 @@ ALLOWED = {
 # reader follows to understand it, and of each room.
 LONGEST = 400
 LENGTHS = [
-    (4900, 'train.py test.py demo.py data models task utils'),
-    (2300, 'train.py test.py task models data/coco_pose utils/group.py utils/affine.py'),
+    (5600, 'train.py test.py demo.py data models task utils'),
+    (2500, 'train.py test.py task models data/coco_pose utils/group.py utils/affine.py'),
     (380, 'train.py'),
     (350, 'test.py'),
     (320, 'task'),
@@ -49,7 +49,7 @@ LENGTHS = [
     (170, 'demo.py utils/demo.py'),
 ]  # fmt: skip
 # Rooms that do not keep to that yet.
-MISSED = (4900, 2300, 380, 320, 240, 250, 450, 500)
+MISSED = (5600, 2500, 380, 320, 450, 500)
 TOO_LONG = {names for most, names in LENGTHS if most in MISSED}
 # And of everybody else: any but for these, where a file is to be plain tensor operations.
 TORCH_ONLY = ('models/', 'task/')

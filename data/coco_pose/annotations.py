@@ -2,97 +2,31 @@
 
 import contextlib
 import functools
-import json
-import re
 from array import array
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from msgspec import Meta, Raw
 from pycocotools import mask as rle_mask
 
 from data.coco_pose import ref
+from data.coco_pose.entries import (
+    CVAT,
+    EXPORT,
+    AnnotationEntry,
+    ImageEntry,
+    RegionEntry,
+    explain,
+    load,
+)
 from data.coco_pose.photo import read_photo
 from utils import dist
 from utils.errors import UserError
-from utils.regions import FAR, Number, Region, Side, pack
+from utils.regions import FAR, pack
 
 LEAST_AREA = 32  # pixels; a smaller person has no joints that anybody could label
 LARGE = 20_000_000  # bytes of a file whose reading is announced
-# A path that stays in its folder, and that the system can have: neither absolute nor with '..'.
-INSIDE = re.compile(r'(?![/\\]|\w:|(.*[/\\])?\.\.([/\\]|$))[^\0\ud800-\udfff]+', re.DOTALL)
-EXPORT = 'export the file again as COCO keypoints'
-
-Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-
-
-# The fields that are read, and what they must be. All others are skipped while a file is parsed.
-class ImageEntry(msgspec.Struct, gc=False):
-    id: Whole
-    file_name: str
-    height: Side | None = None
-    width: Side | None = None
-    drawn: str | None = None  # in a predictions.json of this program, whose photos are upright
-
-    def __post_init__(self):
-        self.file_name = self.file_name.replace('\\', '/')  # as Windows writes paths
-        if not INSIDE.fullmatch(self.file_name):
-            raise ValueError(f'file_name is {self.file_name!r:.80}: expected a path inside images')
-
-
-class AnnotationEntry(msgspec.Struct, gc=False):
-    image_id: Whole
-    category_id: Whole | None = None
-    keypoints: list[Number | None] | None = None  # of each joint x, y, and 0 if it is not labelled
-    iscrowd: bool | float | None = False
-    bbox: list[Number | None] | None = None  # x, y, width, height
-    area: Annotated[float, Meta(ge=0, lt=FAR**2)] | None = None
-
-    def __post_init__(self):
-        joints = self.keypoints or []
-        if None in joints:  # which other tools write for a joint without a label
-            triples = zip(joints[::3], joints[1::3], joints[2::3], strict=False)
-            if any(v and None in (x, y) for x, y, v in triples):
-                raise ValueError('keypoints: expected numbers for a labelled joint, found null')
-            self.keypoints = [value or 0 for value in joints]
-        if not any(self.bbox or ()):
-            self.bbox = None
-        elif len(self.bbox) != 4 or None in self.bbox or min(self.bbox[2:]) < 0:
-            raise ValueError(f'bbox: expected x, y, width, height, found {self.bbox}')
-        if self.iscrowd not in (None, 0, 1):
-            raise ValueError(f'iscrowd: expected 0 or 1, found {self.iscrowd}')
-
-
-class RegionEntry(msgspec.Struct):
-    segmentation: Region | None = None
-
-
-class Category(msgspec.Struct):
-    id: Whole | None = None
-    name: Any = None
-    keypoints: list[str] | None = None
-    skeleton: list[tuple[int, int]] | None = None
-
-    def __post_init__(self):
-        names = self.keypoints or ()
-        if names and (self.id is None or len(set(names)) < len(names) or '\n' in ''.join(names)):
-            raise ValueError(f'expected an id, and different names as keypoints, found {names}')
-
-
-class CocoFile(msgspec.Struct):
-    images: list[Raw]
-    annotations: list[Raw] | None = None
-    categories: list[Category] | None = None
-
-    def __post_init__(self):
-        # Categories that name the same joints are one kind, and the first stands for all of them.
-        kinds = {', '.join(c.keypoints): c.name for c in self.categories or () if c.keypoints}
-        if len(kinds) > 1:
-            found = '; '.join(f'{name} ({names})' for names, name in kinds.items())
-            raise ValueError(f'expected categories and annotations of one kind, found {found}')
 
 
 @dataclass
@@ -265,30 +199,6 @@ def estimate_area(given, box, extent, raw, size):
     return next((area for area in estimates if area > least), max(estimates))
 
 
-def explain(error):
-    """What a field must be, in words of a msgspec.DecodeError or ValueError."""
-    text, _, field = str(error).replace('`', '').partition(' - at $.')
-    return f'{field}: {text[0].lower()}{text[1:]}' if field else text
-
-
-def load(file, data):
-    """The content of a file, whose bytes are `data`, as a CocoFile. Raises UserError."""
-    decoder = msgspec.json.Decoder(CocoFile, strict=False)
-    try:
-        try:
-            return decoder.decode(data)
-        except msgspec.DecodeError as error:
-            if isinstance(error, msgspec.ValidationError):
-                raise
-            # Python's own reader is slow, but takes NaN (here as null) and a byte order mark.
-            content = json.loads(data, parse_constant=lambda _: None)
-            return decoder.decode(msgspec.json.encode(content))
-    except msgspec.ValidationError as error:
-        raise UserError(f'{file} is not a COCO file of keypoints: {explain(error)}') from None
-    except (ValueError, RecursionError, OverflowError) as error:
-        raise UserError(f'{file} cannot be read as JSON ({error}): download it again') from None
-
-
 @functools.lru_cache(4)
 def parse(file, path, size, mtime):
     """See `read_file`. Entries are decoded one by one: memory holds little more than the arrays."""
@@ -307,8 +217,10 @@ def parse(file, path, size, mtime):
             except (msgspec.DecodeError, ValueError) as error:
                 where = f'{file}, entry {number} of {kind}'
                 raise UserError(f'{where}: {explain(error)}; correct it, or {EXPORT}') from None
-    if reader.table and not reader.given:
-        raise UserError(f'{file} has no keypoints: use person_keypoints_*.json, or {EXPORT}')
+    if content.annotations and not reader.given:
+        raise UserError(
+            f'{file} has no keypoints: use person_keypoints_*.json, or {EXPORT}: {CVAT}'
+        )
     return reader.split(file)
 
 

@@ -8,10 +8,9 @@ from unicodedata import normalize
 import numpy as np
 
 from data.coco_pose import ref
-from data.coco_pose.annotations import read_file
+from data.coco_pose.annotations import measure, read_file
 from data.coco_pose.photo import is_turned
 from utils.errors import UserError
-from utils.regions import FAR
 
 LOOKED_AT = 1000  # photos, evenly spaced, of a larger split
 
@@ -47,14 +46,13 @@ def find_names(file, folder, names):
     """The photos' names as the disk has them, whatever form of Unicode. UserError if any lacks."""
     # One listing is far quicker than asking for 100,000 files one at a time.
     paths = [os.path.normpath(name) for name in names]
-    parents = {os.path.dirname(path) for path in paths}
-    parents = [parent for parent in parents if os.path.isdir(folder / parent)]
+    parents = [p for p in {os.path.dirname(path) for path in paths} if os.path.isdir(folder / p)]
     listed = {os.path.join(p, name) for p in parents for name in os.listdir(folder / p)}
-    if not listed.issuperset(paths):
-        forms = {normalize('NFC', path): path for path in listed}
-        paths = [path if path in listed else forms.get(normalize('NFC', path)) for path in paths]
-    if None in paths:
-        missing = [name for name, path in zip(names, paths, strict=True) if path is None]
+    if listed.issuperset(paths):
+        return paths
+    forms = {normalize('NFC', path): path for path in listed}
+    paths = [path if path in listed else forms.get(normalize('NFC', path)) for path in paths]
+    if missing := [name for name, path in zip(names, paths, strict=True) if path is None]:
         raise UserError(
             f'{len(missing)} of {len(names)} photos of {file} are missing in {folder}: '
             f'{", ".join(missing[:3])}{", ..." if len(missing) > 3 else ""}; download them again'
@@ -74,7 +72,10 @@ def open_file(file, images, joints, choose=lambda split: np.arange(len(split))):
     if whole.category['keypoints']:
         ref.check_names(whole.category['keypoints'], joints.names, file)
     elif len(whole.keypoints) and K != wanted:
-        raise UserError(f'{file}: expected {3 * wanted} keypoint values of a person, found {3 * K}')
+        raise UserError(
+            f'{file}: expected {3 * wanted} keypoint values of a person, found {3 * K}; name its '
+            'joints: --set data.joints=["...", ...]'
+        )
     if len(whole) == 0:
         raise UserError(f'{file} lists no images: choose another')
     folder = find_folder(file, images, whole.names.tolist())
@@ -97,7 +98,9 @@ def open_valid(settings):
     _, (file, images) = sources(settings)
 
     def choose(whole):
-        places = dict(zip(whole.ids.tolist(), range(len(whole)), strict=True))
+        if settings['valid_annotations']:
+            return np.arange(len(whole))
+        places = {image_id: place for place, image_id in enumerate(whole.ids.tolist())}
         wanted = [int(line) for line in ref.VALID_IDS.read_text('utf-8').split()]
         numbers = [places[image_id] for image_id in wanted if image_id in places]
         numbers = [n for n in numbers if is_coco(whole, n)]  # others may number their photos alike
@@ -109,8 +112,7 @@ def open_valid(settings):
             )
         return numbers
 
-    options = {} if settings['valid_annotations'] else {'choose': choose}
-    return open_file(file, images, ref.get_joints(settings), **options)
+    return open_file(file, images, ref.get_joints(settings), choose)
 
 
 def open_splits(settings):
@@ -121,9 +123,8 @@ def open_splits(settings):
     where the config names one and the same file for both are they both the whole file: that is how
     to see whether a network can learn a few photos by heart.
     """
-    (file, images), valid_source = sources(settings)
-    find_folder(*valid_source)
-    find_folder(file, images)
+    (file, images), _ = sources(settings)
+    find_folder(file, images)  # before the other file is read
     valid = open_valid(settings)
     numbers = [] if trains_on_valid(settings) else range(len(valid))
     paths = {os.path.realpath(valid.path(n)) for n in numbers}
@@ -140,16 +141,16 @@ def open_splits(settings):
     def choose(whole):
         people = whole.count_people() > 0
         if not people.any():
+            crowds = len(whole.is_crowd) and whole.is_crowd.all()
             raise UserError(
                 f'{file} has no labelled people to train on'
                 + ': all of its annotations have iscrowd 1, which marks crowds; set it to 0 for '
-                'single people' * bool(len(whole.is_crowd) and whole.is_crowd.all())
+                'single people' * bool(crowds)
             )
-        known, file_names = np.isin(whole.ids, list(sizes)), whole.names.tolist()
-        known |= [os.path.basename(name) in names for name in file_names]
-        for n in np.flatnonzero(known & people):  # of which there are few
-            known[n] = is_validated(whole, n)
+        known = np.isin(whole.ids, list(sizes))
+        known |= [os.path.basename(name) in names for name in whole.names.tolist()]
         known &= people
+        known[known] = [is_validated(whole, n) for n in np.flatnonzero(known)]  # which are few
         if known.sum() == people.sum():
             raise UserError(
                 f'{file} leaves no image to train on: all {people.sum()} images with labelled '
@@ -165,38 +166,30 @@ def open_splits(settings):
 def describe(split):
     """What a run says about the annotations of a split, as lines."""
     rows = np.concatenate([split.people(number) for number in range(len(split))])
+    people = split.keypoints[rows]
     sizes = np.repeat(split.sizes[:, ::-1], split.count_people(), axis=0)[:, None]  # width, height
-    points, seen = split.keypoints[rows][..., :2], split.keypoints[rows][..., 2] > 0
+    points, seen = people[..., :2], people[..., 2] > 0
     outside = ((points < 0) | (points > np.where(sizes > 0, sizes, np.inf))).any(-1)
-    low, high = (end(points, 1, initial=far, where=seen[..., None])
-                 for end, far in ((np.min, FAR), (np.max, -FAR)))  # fmt: skip
     looked_at = np.linspace(0, len(split) - 1, min(len(split), LOOKED_AT), dtype=int)
     turned = sum(is_turned(split.path(number)) for number in looked_at)
     frames = ('upright', 'as stored') if split.upright else ('as stored', 'upright')
-    notes = []
-    if split.excluded:
-        notes.append(f'{split.excluded} photos are validated on, and left out of training')
-    if split.estimated:
-        notes.append(
-            f'{split.estimated} people have no plausible area, which AP depends on: it is estimated'
-            ' from their segmentation or box'
-        )
-    if unknown := (split.areas[rows] == 0).sum():
-        notes.append(
-            f'people without an area, a box, or joints that lie apart: {unknown}; AP counts only '
-            'exact hits of them, so add areas or boxes'
-        )
-    if turned:
-        notes.append(
-            f'EXIF turns {turned} of {len(looked_at)} photos looked at: they are read {frames[0]}, '
-            f'or {frames[1]} where only that fits their width and height'
-        )
+    unknown = (split.areas[rows] == 0).sum()
+    notes = {
+        f'{split.excluded} photos are validated on, and left out of training': split.excluded,
+        f'{split.estimated} people have no plausible area, which AP depends on: it is estimated '
+        'from their segmentation or box': split.estimated,
+        f'people without an area, a box, or joints that lie apart: {unknown}; AP counts only exact '
+        'hits of them, so add areas or boxes': unknown,
+        f'EXIF turns {turned} of {len(looked_at)} photos looked at: they are read {frames[0]}, or '
+        f'{frames[1]} where only that fits their width and height': turned,
+    }
+    notes = [note for note, applies in notes.items() if applies]
     if seen.any() and abs(points[seen]).max() <= 1:
         notes.append(
             'all joints lie between 0 and 1: expected pixels; multiply x by the width of the photo '
             'and y by its height'
         )
-    elif seen.sum() > len(rows) and (low == high).all():
+    elif seen.sum() > len(rows) and not measure(people).any():
         notes.append("all of a person's joints lie on one pixel")
     elif seen.any() and outside[seen].mean() > 0.5:
         notes.append(f'{outside[seen].mean():.0%} of the joints lie outside of their photos')
