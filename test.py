@@ -77,7 +77,8 @@ def load(name, which='checkpoint', task='pose', settings=()):
     which: 'checkpoint' (the latest) or 'best'. task: whose config serves weights that come without
     one. settings: changes of the config, as --set takes them. Raises UserError.
     """
-    network, run = is_onnx(name) and OnnxNetwork(name), Run(Path(name).name, anywhere=True)
+    network = is_onnx(name) and OnnxNetwork(name)
+    run = Run(Path(name).name if network else name, anywhere=True)
     read_config = lambda: run.require(which) and run.config(task)  # noqa: E731
     config = apply_settings(network.config if network else dist.share(read_config), settings)
     check_config(config, len(ref.get_joints(config['data']).names))

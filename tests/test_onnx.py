@@ -163,6 +163,11 @@ def test_packages_that_are_missing(configure, work, monkeypatch, missing):
             load('out.onnx')
 
 
+def test_only_an_onnx_file_is_named_by_its_path(work):
+    with pytest.raises(UserError, match='plain name'):
+        load('exp/run1')
+
+
 @pytest.mark.parametrize('names', [('out.onnx', '--bfloat16'), ('out.pth.tar', '--last')])
 def test_options_of_the_other_format(work, call_script, names):
     done = call_script('utils/convert.py', 'exp/run1', *names)
