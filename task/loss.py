@@ -10,20 +10,11 @@ def _at_least_float32(values):
 
 
 class HeatmapLoss(nn.Module):
-    """Mean squared error of the heatmaps outside masked regions, per image.
-
-    joint_weight: a pixel weighs 1 + joint_weight * target, for joints are few among many pixels.
-    """
-
-    def __init__(self, joint_weight=0.0):
-        super().__init__()
-        self.joint_weight = joint_weight
+    """Mean squared error of the heatmaps outside masked regions, per image."""
 
     def forward(self, pred, gt, masks):
         """pred, gt (B, K, H, W), masks (B, H, W) of 0 or 1 -> (B,): mean over K, H and W."""
         error = (_at_least_float32(pred) - gt) ** 2 * masks[:, None]
-        if self.joint_weight:
-            error = error * (1 + self.joint_weight * gt)
         return error.mean(dim=(1, 2, 3))
 
 
@@ -48,9 +39,8 @@ class AELoss(nn.Module):
         joints = visible.sum(2)  # (B, P)
         present = (joints > 0).to(tags.dtype)
         people = present.sum(1)  # (B,)
-        means = (joint_tags * visible[..., None]).sum(2) / joints.clamp(min=1)[
-            ..., None
-        ]  # (B, P, D)
+        sums = (joint_tags * visible[..., None]).sum(2)
+        means = sums / joints.clamp(min=1)[..., None]  # (B, P, D)
 
         distance = ((joint_tags - means[:, :, None]) ** 2).sum(3)  # (B, P, K)
         spread = (distance * visible).sum(2) / joints.clamp(min=1)  # (B, P)

@@ -61,7 +61,6 @@ __config__ = {
         'clip_norm': 0.0,  # gradients are scaled down to this norm; 0 means never
         # A loss that is not finite: 'stop' the run, or 'skip' the step, up to 10 times in a row.
         'on_nonfinite': 'stop',
-        'joint_weight': 0.0,  # a pixel's heatmap error weighs 1 + joint_weight * target
         'loss_weights': {'detection': 1.0, 'push': 1e-3, 'pull': 1e-3},
         'device': 'auto',  # 'cpu', 'cuda', 'mps' (Apple), or 'auto': 'cuda' where there is one
         # 'fp32', 'bf16', 'fp16', or 'auto': bf16 where the device is fast at it, else fp16 on CUDA.
@@ -112,10 +111,10 @@ __config__ = {
 class PoseTask(nn.Module):
     """The network and its losses, so that every replica computes its own images' losses."""
 
-    def __init__(self, network, joint_weight=0.0):
+    def __init__(self, network):
         super().__init__()
         self.network = network
-        self.heatmap_loss = HeatmapLoss(joint_weight)
+        self.heatmap_loss = HeatmapLoss()
         self.ae_loss = AELoss()
 
     def forward(self, imgs, masks, keypoints, heatmaps, dtype):
@@ -146,4 +145,4 @@ def make_network(config):
     network.checkpoint_stacks = config['train']['checkpoint_stacks']
     # Photos come with their channels last, and convolutions are fastest so.
     network = network.to(memory_format=torch.channels_last)
-    return PoseTask(network, config['train']['joint_weight'])
+    return PoseTask(network)

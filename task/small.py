@@ -42,9 +42,6 @@ __config__['train'].update(
     # The last 1,000 steps or so. After 60,000 images, the rate still high, AP (2, 1.5, 1) was 0.059
     # with the average and 0.049 without, AP50 of large people 0.43 and 0.31.
     ema=0.999,
-    # models/small was trained with 4 for 160,000 images and then with 0, which is better: from its
-    # weights after 88,000 images a further 5,600 gave AP 0.088 with 4 and 0.098 with 0.
-    joint_weight=0.0,
     mask_unlabelled=True,  # 4 of 10 people have no labelled joint: to find them is no mistake
     # Tags part if push is strong. In the one run that led here it began with 2e-3 (1e-3 for pull),
     # then 6e-3 (3e-3), where the push loss was 0.19, then 0.18 for 44,000 images; 2e-2 (4e-3) took

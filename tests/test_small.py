@@ -1,5 +1,6 @@
-"""What the task `small` adds: weighted heatmaps, masked people, aimed squares, wider networks."""
+"""What the task `small` adds: masked people, aimed squares, wider networks."""
 
+import copy
 import json
 
 import numpy as np
@@ -10,8 +11,8 @@ from data.coco_pose import dp
 from data.coco_pose.augment import jittered
 from data.coco_pose.splits import open_splits
 from task import pose, small
-from task.loss import HeatmapLoss
 from task.pose import make_network
+from utils.config import complete
 from utils.errors import UserError
 from utils.weights import load_network, widen
 
@@ -20,14 +21,14 @@ def test_size_of_the_network():
     assert sum(p.numel() for p in small.make_network(small.__config__).parameters()) < 4e6
 
 
-def test_an_error_on_a_joint_weighs_more():
-    gt, masks = torch.zeros(2, 1, 4, 4), torch.ones(2, 4, 4)
-    gt[:, 0, 1, 1] = 1
-    pred = gt.clone()
-    pred[0, 0, 1, 1], pred[1, 0, 3, 3] = 0.5, 0.5
-    on_joint, elsewhere = HeatmapLoss(4.0)(pred, gt, masks)
-    assert on_joint == pytest.approx(5 * elsewhere)
-    assert torch.equal(HeatmapLoss(0.0)(pred, gt, masks), HeatmapLoss()(pred, gt, masks))
+def test_the_config_of_an_earlier_version_is_read():
+    """A key that is no more is left out, another that was never there is an error."""
+    saved = copy.deepcopy(small.__config__) | {'run': {'task': 'small'}}
+    saved['train']['joint_weight'] = 4.0
+    assert 'joint_weight' not in complete(saved)['train']
+    saved['train']['joint_weights'] = 4.0
+    with pytest.raises(UserError, match='train.joint_weights: no such key'):
+        complete(saved)
 
 
 def test_aimed_squares_hold_the_person_and_stay_within_the_photo():

@@ -23,7 +23,7 @@ LIMITS = {
     'train.valid_iters': (1, 100_000), 'train.log_iters': (1, MOST),
     'train.batchsize': (1, 10_000), 'train.accumulate': (1, 10_000),
     'train.num_workers': (-1, 1000), 'train.input_res': (64, 8192), 'train.sigma': (0, 1),
-    'train.ema': (0, 0.999999), 'train.joint_weight': (0, 1000), 'augmentation.aim': (0, 1),
+    'train.ema': (0, 0.999999), 'augmentation.aim': (0, 1),
     'train.max_num_people': (1, 10_000),
     'augmentation': (0, 360), 'augmentation.scale': (0.01, 100), 'augmentation.mirror': (0, 1),
     'test.batchsize': (1, 10_000), 'test.num_workers': (-1, 1000), 'test.scales': (0.01, 16),
@@ -34,6 +34,7 @@ CHOICES |= dict.fromkeys(('train.device', 'test.device'), ('auto', 'cpu', 'cuda'
 CHOICES |= {'train.on_nonfinite': ('stop', 'skip'), 'test.tie_break': ('solver', 'value')}
 # The code that keys name: a config from elsewhere runs no other.
 CODE = {'network': r'(models(?:\.\w+)+)\.(\w+)', 'data_provider': r'(data(?:\.\w+)+)()'}
+PAST = {'train.joint_weight'}  # keys that configs of earlier versions have
 # Lists of any length, with an example; the others keep their number of items.
 LISTS = {
     'data.joints': ['nose', 'left_eye'], 'data.skeleton': [[0, 1], [0, 2]],
@@ -87,7 +88,8 @@ def complete(saved):
         raise TypeError
     config = copy.deepcopy(load_task(run['task']).__config__)
     for key, value in flatten({k: v for k, v in saved.items() if k != 'run'}).items():
-        put(config, key, value)
+        if key not in PAST:
+            put(config, key, value)
     return config | {'run': run}
 
 
