@@ -38,20 +38,20 @@ SETS = {
 }  # fmt: skip
 
 
-def coarse(mask):
-    """A fine mask at the size of the picture: the pixels that are covered by half or more."""
+def annotate(mask, keypoints, is_crowd):
+    """A COCO annotation of a fine mask and keypoints (K, 3).
+
+    A pixel of the picture counts if half of it or more is covered.
+    """
     size = np.array(mask.shape[::-1]) // FINE
-    return cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA) > 127
-
-
-def annotate(mask, keypoints, segmentation):
-    """What a COCO annotation says of a mask (height, width) and keypoints (K, 3)."""
+    mask = cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA) > 127
     return {
         'keypoints': keypoints.ravel().tolist(),
         'num_keypoints': int((keypoints[:, 2] > 0).sum()),
-        'segmentation': segmentation,
+        'segmentation': not is_crowd and polygons(mask) or run_lengths(mask),
         'area': float(mask.sum()),
         'bbox': [float(edge) for edge in cv2.boundingRect(mask.astype(np.uint8))],
+        'iscrowd': int(is_crowd),
     }
 
 
@@ -64,10 +64,8 @@ def label_person(figure, owner, number, names):
         homes = HOMES[j] | ({TRUNK} if j in (5, 6, 11, 12) and not figure['far'][j] else set())
         seen = owner[row, column] == number and figure['map'][row, column] in homes
         keypoints[j] = x, y, 2 if seen and not (j < 5 and figure['far'][j]) else 1
-    mask = coarse(owner == number)
     keypoints = keypoints[[POINTS.index(name) for name in names]]
-    shape = polygons(mask) or run_lengths(mask)
-    return annotate(mask, keypoints, shape) | {'iscrowd': 0, 'overlaps': figure['overlaps']}
+    return annotate(owner == number, keypoints, False) | {'overlaps': figure['overlaps']}
 
 
 def draw_picture(rng, size, people, joints='coco'):
@@ -79,11 +77,8 @@ def draw_picture(rng, size, people, joints='coco'):
     image, figures, owner, crowd = drawing.draw(rng, size, people)
     names, _ = SETS[joints]
     annotations = [label_person(f, owner, i, names) for i, f in enumerate(figures, 1)]
-    mask = coarse(crowd)
-    if mask.any():
-        crowd = annotate(mask, np.zeros((len(names), 3)), run_lengths(mask))
-        annotations.append(crowd | {'iscrowd': 1})
-    return image, annotations
+    crowd = annotate(crowd, np.zeros((len(names), 3)), True)
+    return image, annotations + [crowd] * (crowd['area'] > 0)
 
 
 def save_drawn(job):
@@ -117,10 +112,10 @@ def draw_set(folder, info):
     # A process forked while the threads of cv2 run would wait for them for ever.
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    count = min(os.cpu_count() or 1, len(jobs) // 16 + 1)
     try:
         # The processes of this pool end when their parent is killed; those of futures would stay.
         # A handler of the calling program for SIGTERM would keep the pool from ending them.
+        count = min(os.cpu_count() or 1, len(jobs) // 16 + 1)
         with multiprocessing.Pool(count, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:
             found = pool.imap(save_drawn, jobs, chunksize=8)
             found = list(tqdm(found, folder.name, len(jobs), disable=None))
@@ -149,9 +144,8 @@ def holds(folder, info):
     path = folder / 'annotations/person_keypoints_val2017.json'
     if not path.is_file():
         return False
-    content = json.loads(path.read_text('utf-8'))
-    found = {key: content['info'].get(key) for key in {**info, 'joints': None}}
-    return found == {'joints': None} | json.loads(json.dumps(info))
+    found = json.loads(path.read_text('utf-8'))['info']
+    return found == json.loads(json.dumps(info)) | {'overlapping': found.get('overlapping')}
 
 
 def make(folder, pictures=(2000, 200), size=256, people=(1, 4), seed=0, joints='coco'):
@@ -197,10 +191,9 @@ def located(config):
     Raises UserError where the folder holds something else.
     """
     drawn = config['data']['drawn']
-    joints = drawn_joints(config)
     parts = (*drawn['pictures'], drawn['size'], *drawn['people'], drawn['seed'], VERSION)
-    if joints != 'coco':  # the name of the folder as it was before there were others
-        parts += (joints,)
+    if drawn_joints(config) != 'coco':  # the name of the folder as it was before there were others
+        parts += (drawn['joints'],)
     folder = ref.find_path(CACHE / ('people-' + '-'.join(map(str, parts))))
     # One process of each machine draws; where it fails, torchrun ends those that wait.
     while dist.local_rank() > 0 and not folder.exists():

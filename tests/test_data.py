@@ -548,7 +548,7 @@ def test_evaluation_counts_a_truncated_photo(make_coco, configure, workers, caps
     def func(images):
         return [torch.ones(len(images), 1, 34, 16, 16)]
 
-    func.config = config
+    func.config, func.device = config, 'cpu'
     figures, *_, detections = evaluate(func, init(config)['valid_split'])
     assert figures['unread'] == 1 and {d['image_id'] for d in detections} == {coco.valid_ids[0]}
     warnings = [line for line in capsys.readouterr().err.splitlines() if 'warning' in line]

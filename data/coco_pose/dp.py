@@ -1,5 +1,7 @@
 """The data provider: what the network is trained to answer, and the loaders of both splits."""
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -21,8 +23,7 @@ class GenerateHeatmap:
     """
 
     def __init__(self, output_res, num_parts, sigma=None):
-        self.output_res = output_res
-        self.num_parts = num_parts
+        self.output_res, self.num_parts = output_res, num_parts
         sigma = sigma or output_res / 64
         self.reach = int(3 * sigma + 1)  # pixels to either side; beyond, the Gaussian is below 0.01
         square = np.arange(-self.reach, self.reach + 1) ** 2
@@ -50,8 +51,7 @@ class KeypointsRef:
     """
 
     def __init__(self, max_num_people, num_parts):
-        self.max_num_people = max_num_people
-        self.num_parts = num_parts
+        self.max_num_people, self.num_parts = max_num_people, num_parts
 
     def __call__(self, keypoints, output_res):
         refs = np.zeros((self.max_num_people, self.num_parts, 2), np.int64)
@@ -60,8 +60,7 @@ class KeypointsRef:
         index = (np.arange(K) * output_res + pixels[..., 1]) * output_res + pixels[..., 0]  # (P, K)
         people, joints = inside.nonzero()
         slots = (inside.cumsum(1) - 1)[people, joints]
-        refs[people, slots, 0] = index[people, joints]
-        refs[people, slots, 1] = 1
+        refs[people, slots] = np.stack([index[people, joints], np.ones_like(people)], 1)
         return refs
 
 
@@ -85,8 +84,7 @@ class Dataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, split, settings, ranges=None):
-        self.split = split
-        self.seed = settings['seed']
+        self.split, self.seed = split, settings['seed']
         self.input_res, self.output_res = settings['input_res'], settings['output_res']
         self.ranges, self.mask_unlabelled = ranges, settings['mask_unlabelled']
         sigma = settings['sigma'] * self.output_res
@@ -105,14 +103,12 @@ class Dataset(torch.utils.data.Dataset):
         """
         turn, index = number
         problem = ''
-        for other in range(len(self)):
-            chosen = (index + other) % len(self)
+        for chosen in itertools.chain(range(index, len(self)), range(index)):
             try:
                 photo = self.split.read(chosen)
+                return self.sample(photo, chosen, turn) | {'problem': problem}
             except UserError as error:
                 problem = problem or str(error)
-                continue
-            return self.sample(photo, chosen, turn) | {'problem': problem}
         raise UserError(f'no photo of this split can be read; the first: {problem}')
 
     def sample(self, photo, index, turn):
