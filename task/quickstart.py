@@ -18,36 +18,27 @@ __config__['data']['drawn'] = {
 }
 __config__['model'].update(
     nstack=1,
-    inp_dim=32,  # features at the output's size, where most of the time goes
-    increase=16,  # 32, 48, 64, 80, 96: wider ones learn little more from an image, and see fewer
+    inp_dim=48,  # features at the output's size, where nearly all of the time goes
+    increase=16,  # 48, 64, 80, 96, 112: wider ones learn no more from an image, and see fewer
     oup_dim=34,  # 17 heatmaps and 17 tags, 2 per joint; no further stack could use other channels
     bn=True,  # learns in minutes what takes hours without
-    stem=[16, 16, 32],  # at half the input's size a feature costs four times one in the hourglass
-    # From photos around 0 filters of both signs learn. After 9,600 images AP was 0.193, and 0.154
-    # with those from 0 to 1.
-    mean=[0.5, 0.5, 0.5],
-    std=[0.25, 0.25, 0.25],
+    stem=[16, 32, 48],  # at half the input's size a feature costs four times one in the hourglass
 )
 __config__['train'].update(
     batchsize=8,  # many small steps get further in a few minutes than fewer large ones
-    epochs=8,  # 8 * 6,000 images, 24 passes over the pictures
-    train_iters=750,
+    epochs=8,  # 8 * 6,800 images, 28 passes over the pictures
+    train_iters=850,
     valid_iters=25,  # the 200 validation pictures
     eval_epochs=4,
     input_res=128,  # half the pictures' side
     output_res=32,
-    # 1.15 output pixels; at 1/64 a joint would be half a pixel wide. Heatmaps begin earlier where
-    # there is more to find: after 9,600 images AP was 0.240, and 0.154 with 0.027.
-    sigma=0.036,
-    # Twenty times the full recipe's: with BatchNorm, and little time. After 9,600 images AP was
-    # 0.200, and 0.154 with 2e-3.
-    learning_rate=4e-3,
-    warmup_iters=200,
-    decay_iters=[1800, 6000],  # a long way down: the last third is where AP grows fastest
+    sigma=0.027,  # 0.86 output pixels; at 1/64 a joint would be half a pixel wide
+    learning_rate=2e-3,  # ten times the full recipe's: with BatchNorm, and little time
+    warmup_iters=100,
+    decay_iters=[2100, 6800],  # a long way down: the last third is where AP grows fastest
     decay_rate=2e-5,
-    # Tags part early if push outweighs pull, and heatmaps do not suffer while both stay small: with
-    # 6e-3 and 2e-3, and 0.027 above, AP after 14,400 images was 0.211 in place of 0.363.
-    loss_weights={'detection': 1.0, 'push': 3e-3, 'pull': 1e-3},
+    # Tags part early if push outweighs pull, and heatmaps do not suffer while both stay small.
+    loss_weights={'detection': 1.0, 'push': 2e-3, 'pull': 1e-3},
 )
 # Drawn people vary by themselves; straying further would cost time that there is not.
 __config__['augmentation'].update(
