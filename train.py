@@ -5,8 +5,7 @@ python train.py -c run1                          go on where run1 stopped
 python train.py -t quickstart -e quickstart      another task, see task/
 python train.py -e small --set train.batchsize=8 model.nstack=2
 torchrun --nproc-per-node 8 train.py -e run1     a process for each of 8 GPUs
-python train.py -e new --init exp/run1           a new run that starts with the weights of run1,
-                                                 the best where there are any, else the latest
+python train.py -e new --init exp/run1           a new run with the (best) weights of run1
 """
 
 import argparse
@@ -30,7 +29,6 @@ from utils.config import apply_settings, check_config, check_shares, load_task
 from utils.device import choose_device, choose_precision, spread
 from utils.draw import draw_heatmaps, stacked
 from utils.errors import UserError, exit_code
-from utils.loading import worker_count
 from utils.report import Report, describe, format_losses
 from utils.run import Run, find_run
 from utils.state import State
@@ -50,9 +48,7 @@ def learning_rate(settings, step):
         return base * (step + 1) / settings['warmup_iters']
     if step >= end:
         return final
-    if step < start:
-        return base
-    return base + (final - base) * (step - start) / (end - start)
+    return base if step < start else base + (final - base) * (step - start) / (end - start)
 
 
 def weighted_sum(losses, weights):
@@ -65,8 +61,9 @@ def batch_means(losses, weights):
     return torch.stack([losses[name].detach().mean(0) for name in weights])
 
 
-def split(batch, passes, device):
-    """A batch's tensors in `passes` equal parts, on the device."""
+def split(batch, passes, model):
+    """A batch's tensors in `passes` equal parts, on the device of the model."""
+    device = next(model.parameters()).device
     tensors = {name: batch[name].to(device, non_blocking=True).chunk(passes) for name in INPUTS}
     return [{name: tensors[name][i] for name in INPUTS} for i in range(passes)]
 
@@ -80,12 +77,11 @@ def train_step(model, optimizer, scaler, batch, lr, settings, dtype):
     weights, the optimizer and BatchNorm's statistics stay as they were.
     """
     weights, passes = settings['loss_weights'], settings['accumulate']
-    device = next(model.parameters()).device
     skips = settings['on_nonfinite'] == 'skip' or scaler.is_enabled()
     buffers = [buffer.clone() for buffer in model.buffers()] if skips else []
     optimizer.zero_grad()
     means = 0
-    for number, part in enumerate(split(batch, passes, device), 1):
+    for number, part in enumerate(split(batch, passes, model), 1):
         # Ranks exchange their gradients in the last pass; until then each adds up its own.
         waits = number < passes and isinstance(model, nn.parallel.DistributedDataParallel)
         with model.no_sync() if waits else contextlib.nullcontext():
@@ -141,8 +137,8 @@ def add_losses(state, recent, report):
         report.say(f'warning: {found}; step skipped')
 
 
-def train_epoch(model, batches, state, report, stopper, dtype):
-    """The steps that this epoch lacks. Returns images per second, and the share of waiting."""
+def train_epoch(model, batches, state, report, stopper):
+    """The steps that this epoch lacks. Returns how fast they were, as figures by name."""
     settings = state.config['train']
     model.train()
     last = (state.epoch + 1) * settings['train_iters']
@@ -156,7 +152,7 @@ def train_epoch(model, batches, state, report, stopper, dtype):
         report.check_photos(batch)
         lr = learning_rate(settings, state.step)
         losses, norm, applied = train_step(
-            model, state.optimizer, state.scaler, batch, lr, settings, dtype
+            model, state.optimizer, state.scaler, batch, lr, settings, state.dtype
         )
         state.advance(settings['batchsize'], applied)
         recent.append((state.step, batch['image_id'], losses, norm, applied))
@@ -172,18 +168,18 @@ def train_epoch(model, batches, state, report, stopper, dtype):
             raise Interrupted
     report.bar.close()
     seconds = max(time.monotonic() - start, 1e-9)
-    return (state.samples - samples) / seconds, waited / seconds
+    speed = (state.samples - samples) / seconds
+    return {'images_per_second': speed, 'data_wait': waited / seconds}
 
 
 @torch.no_grad()
 def validate(model, loader, settings, dtype, report):
     """Mean losses (L, S) over valid_iters batches of validation; changes nothing."""
     model.eval()
-    device = next(model.parameters()).device
     sums = 0
     for batch in loader:
         report.check_photos(batch)
-        (inputs,) = split(batch, 1, device)
+        (inputs,) = split(batch, 1, model)
         means = batch_means(model(**inputs, dtype=dtype), settings['loss_weights'])
         sums = sums + means.cpu().double()
     return dist.mean(sums / settings['valid_iters'])
@@ -220,16 +216,14 @@ def train(model, loaders, state, report, stopper):
     """Trains to the last epoch. Raises Interrupted, and UserError on a loss that is not finite."""
     settings = state.config['train']
     weights, every = settings['loss_weights'], settings['eval_epochs']
-    dtype, _ = choose_precision(settings['precision'], next(model.parameters()).device)
     batches = iter(loaders['train'])
-    start, first_epoch = time.monotonic(), state.epoch
     while state.epoch < settings['epochs']:
-        speed, data_wait = train_epoch(model, batches, state, report, stopper, dtype)
+        speed = train_epoch(model, batches, state, report, stopper)
         measures_ap = every and (state.epoch + 1) % every == 0
         if measures_ap or report.save_due(settings['save_minutes']):
             save(state, report)  # whatever happens to validation, the epoch's steps are done
         with stopper.at_once(), state.tested_weights():
-            valid_losses = validate(model, loaders['valid'], settings, dtype, report)
+            valid_losses = validate(model, loaders['valid'], settings, state.dtype, report)
             figures, pictures = {}, {}
             if measures_ap:
                 figures, pictures = measure_ap(state.network, state.config, loaders['valid_split'])
@@ -245,8 +239,7 @@ def train(model, loaders, state, report, stopper):
             **{f'valid_{name}': value for name, value in valid.items()},
             'valid_objective': weighted_sum(valid, weights),
             'skipped': state.sums['skipped'],
-            'images_per_second': speed,
-            'data_wait': data_wait,
+            **speed,
             **figures,
         }
         state.end_epoch()
@@ -257,9 +250,7 @@ def train(model, loaders, state, report, stopper):
             state.best = best
         if state.epoch == settings['epochs']:
             save(state, report)
-        per_epoch = (time.monotonic() - start) / (state.epoch - first_epoch)
-        eta = per_epoch * (settings['epochs'] - state.epoch)
-        report.end_epoch(metrics, losses, valid_losses, pictures, settings['epochs'], eta)
+        report.end_epoch(metrics, losses, valid_losses, pictures, settings['epochs'])
 
 
 def prepare(args):
@@ -288,8 +279,7 @@ def prepare(args):
         weights = read_checkpoint(Path(init))['state_dict']
         new_layers = load_network(network, weights, init, any_outputs=True)
     model = spread(task, device, config['train']['compile'])
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    state = State(network, torch.optim.Adam(task.parameters(), fused=True), scaler, config)
+    state = State(network, torch.optim.Adam(task.parameters(), fused=True), config, dtype)
     if resumes:
         state.load(checkpoint, run.checkpoint())
     loaders = importlib.import_module(config['data_provider']).init(config, state.samples)
@@ -297,9 +287,8 @@ def prepare(args):
     if dist.rank() == 0:
         run.create(config, launch, new=not resumes)
     report = Report(run, config['train']['loss_weights'], state.step)
-    workers = worker_count(config['train']['num_workers'])
     notes = (
-        describe(run, config, network, loaders, workers, device, precision),
+        describe(run, config, network, loaders, device, precision),
         *ref.describe(config),
         *splits.describe(loaders['train'].dataset.split),
         *splits.describe(loaders['valid_split']),

@@ -115,7 +115,7 @@ def test_validation_changes_nothing_and_computes_the_losses(start):
     means = []
     with torch.no_grad():
         for batch in training.loaders['valid']:
-            (inputs,) = train.split(batch, 1, 'cpu')
+            (inputs,) = train.split(batch, 1, training.model)
             losses = training.model(**inputs, dtype=torch.float32)
             means.append(losses['detection'].mean().item())
     assert state.named(first)['detection'] == pytest.approx(np.mean(means))

@@ -8,20 +8,21 @@ from tqdm import tqdm
 from utils import dist
 from utils.board import Board
 from utils.device import describe_device
+from utils.loading import worker_count
 from utils.metrics import add_metrics
 
 PERIOD = 30  # seconds between two lines within an epoch
 TRIAL = 5  # seconds of training, from its second step on, that tell how long all of it takes
 
 
-def describe(run, config, network, loaders, workers, device, precision):
+def describe(run, config, network, loaders, device, precision):
     """What explains a run that went wrong, as lines.
 
-    loaders: by split, 'train' and 'valid'. workers: processes that load images. precision: a phrase
-    that names it and says why.
+    loaders: by split, 'train' and 'valid'. precision: a phrase that names it and says why.
     """
     parameters = sum(param.numel() for param in network.parameters())
     settings, ranks = config['train'], dist.world_size()
+    workers = worker_count(settings['num_workers'])
     shares = ranks * settings['accumulate']
     batch = f'{settings["batchsize"]} images'
     if shares > 1:
@@ -69,7 +70,8 @@ class Report:
         self.board = Board(run.folder / 'events', loss_weights, step)
         self.outdated = set()  # files whose last version could not be written
         self.broken_photos = set()  # that have been reported
-        self.saved = time.monotonic()  # when the last checkpoint was
+        self.saved = self.start = time.monotonic()  # when the last checkpoint was
+        self.epochs = 0  # that have ended
         self.trial = None  # when the first step ended, and its number
 
     def save_due(self, minutes):
@@ -145,12 +147,14 @@ class Report:
             self.last_progress = time.monotonic()
             self.write('events', lambda: self.board.progress(state.step, state.sums, lr))
 
-    def end_epoch(self, metrics, losses, valid_losses, pictures, epochs, eta):
+    def end_epoch(self, metrics, losses, valid_losses, pictures, epochs):
         """Writes an epoch's figures: a line, a row of metrics.jsonl, and events.
 
         metrics: the row. losses: of training, by name. valid_losses: (L, S). pictures: by name.
-        epochs: how many there will be. eta: seconds to the last one's end.
+        epochs: how many there will be.
         """
+        self.epochs += 1
+        left = (epochs - metrics['epoch']) * (time.monotonic() - self.start) / self.epochs
         self.write('metrics.jsonl', lambda: self.add_metrics(metrics))
         self.write('events', lambda: self.board.epoch(metrics, valid_losses, pictures))
         ap = f' | AP {metrics["AP"]:.3f}' if 'AP' in metrics else ''
@@ -161,7 +165,7 @@ class Report:
             f'epoch {metrics["epoch"]}/{epochs} | {format_losses(losses)} | valid '
             f'{metrics["valid_objective"]:.3g}{ap}{skipped} | lr {metrics["lr"]:.3g} | '
             f'{metrics["images_per_second"]:.3g} img/s (data {100 * metrics["data_wait"]:.0f} %) | '
-            f'eta {format_duration(eta)}'
+            f'eta {format_duration(left)}'
         )
 
     def add_metrics(self, metrics):

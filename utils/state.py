@@ -15,14 +15,17 @@ from utils.weights import bare_names
 class State:
     """The network, its optimizer, and how far training has come: all that a resume needs.
 
+    dtype: what the network computes in; float16 needs the scaler of the gradients.
     step, epoch: how many are complete. samples: training images drawn so far, by all ranks. best:
     figures of the best checkpoint. sums: of this epoch over all ranks, the losses (L, S) in the
     order of train.loss_weights, the number of steps they were added up over, and of those skipped.
     """
 
-    def __init__(self, network, optimizer, scaler, config):
-        self.network, self.optimizer, self.scaler = network, optimizer, scaler
-        self.config = config
+    def __init__(self, network, optimizer, config, dtype):
+        self.network, self.optimizer = network, optimizer
+        self.config, self.dtype = config, dtype
+        device = next(network.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
         decay = config['train']['ema']
         self.ema = Ema(network, decay) if decay else None
         self.step = self.epoch = self.samples = 0
