@@ -34,16 +34,9 @@ class PoseNet(nn.Module):
     """
 
     def __init__(
-        self,
-        nstack=4,
-        inp_dim=256,
-        oup_dim=68,
-        bn=False,
-        increase=128,
-        stem=(64, 128, 128),
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-    ):
+        self, nstack=4, inp_dim=256, oup_dim=68, bn=False, increase=128, stem=(64, 128, 128),
+        mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0),
+    ):  # fmt: skip
         super().__init__()
         self.checkpoint_stacks = False
         self.normalises = any(mean) or any(value != 1 for value in std)

@@ -36,14 +36,13 @@ class AELoss(nn.Module):
         joint_tags = tags.gather(1, index).view(B, P, K, D)
 
         visible = visible.to(tags.dtype)
-        joints = visible.sum(2)  # (B, P)
-        present = (joints > 0).to(tags.dtype)
+        present = visible.any(2).to(tags.dtype)  # (B, P)
+        joints = visible.sum(2).clamp(min=1)  # (B, P)
         people = present.sum(1)  # (B,)
-        sums = (joint_tags * visible[..., None]).sum(2)
-        means = sums / joints.clamp(min=1)[..., None]  # (B, P, D)
+        means = (joint_tags * visible[..., None]).sum(2) / joints[..., None]  # (B, P, D)
 
         distance = ((joint_tags - means[:, :, None]) ** 2).sum(3)  # (B, P, K)
-        spread = (distance * visible).sum(2) / joints.clamp(min=1)  # (B, P)
+        spread = (distance * visible).sum(2) / joints  # (B, P)
         pull = spread.sum(1) / people.clamp(min=1)
 
         gap = ((means[:, :, None] - means[:, None]) ** 2).sum(3)  # (B, P, P)

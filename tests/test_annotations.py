@@ -144,16 +144,18 @@ def test_a_byte_order_mark(coco):
     assert len(read_file(str(coco.annotations))) == 5
 
 
-def test_boxes_without_keypoints_are_no_people(coco, configure):
+@pytest.mark.parametrize('place', [0, 1])  # before the first keypoints, which say how many
+def test_boxes_without_keypoints_are_no_people(place, coco, configure):
     """They are regions where detections count neither way, as those that COCO labels with 0."""
     box, null, empty = (dict(coco.content['annotations'][0]) for _ in range(3))
     del box['keypoints']
     null['keypoints'], empty['keypoints'] = None, []
-    coco.content['annotations'][1:1] = [box, null, empty]
+    coco.content['annotations'][place:place] = [box, null, empty]
     rewrite(coco)
     split, _ = open_splits(configure(*coco.settings)['data'])
     assert split.count_people().tolist() == [1, 3]
-    assert len(split.annotations(0)) == 5 and not split.keypoints[1:4].any()
+    assert len(split.annotations(0)) == 5 and not split.keypoints[place : place + 3].any()
+    assert split.keypoints[3 - 3 * place].any()
     read = split.keypoints[split.people(1)].reshape(3, 51).tolist()
     assert read == [entry['keypoints'] for entry in coco.content['annotations'][4:7]]
 

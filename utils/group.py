@@ -45,11 +45,9 @@ class HeatmapParser:
         joint_order=None,
         tie_break='solver',
     ):
-        self.detection_val = detection_val
-        self.tag_val = tag_val
+        self.detection_val, self.tag_val = detection_val, tag_val
         self.max_num_people = max_num_people
-        self.joint_order = joint_order
-        self.tie_break = tie_break
+        self.joint_order, self.tie_break = joint_order, tie_break
 
     def peaks(self, det):
         """Pixels (N, 4) as (image, joint, y, x): 3 x 3 maxima over the threshold, best per joint.
