@@ -55,16 +55,12 @@ __config__ = {
         'warmup_iters': 0,  # steps over which the rate rises from 0
         'decay_iters': [200000, 200000],  # steps between which it goes straight to decay_rate:
         'decay_rate': 1e-5,  # the same step twice is a drop
-        # Decay per step of the weights' moving average, which is then what is tested and published;
-        # 0 means none.
-        'ema': 0.0,
+        'ema': 0.0,  # decay per step of the moving average of weights that is then tested; 0: none
         'clip_norm': 0.0,  # gradients are scaled down to this norm; 0 means never
-        # A loss that is not finite: 'stop' the run, or 'skip' the step, up to 10 times in a row.
-        'on_nonfinite': 'stop',
+        'on_nonfinite': 'stop',  # or 'skip' a step whose loss is not finite, up to 10 in a row
         'loss_weights': {'detection': 1.0, 'push': 1e-3, 'pull': 1e-3},
         'device': 'auto',  # 'cpu', 'cuda', 'mps' (Apple), or 'auto': 'cuda' where there is one
-        # 'fp32', 'bf16', 'fp16', or 'auto': bf16 where the device is fast at it, else fp16 on CUDA.
-        'precision': 'auto',
+        'precision': 'auto',  # 'fp32', 'bf16', 'fp16', or 'auto': what the device is fast at
         'tf32': True,  # on CUDA float32 is rounded to TF32 in products
         'compile': False,  # torch.compile: some minutes at the start for faster steps
         'num_workers': -1,  # processes that prepare images; -1 means the cores there are, up to 8

@@ -3,9 +3,7 @@
 import copy
 
 from task import pose
-from task.pose import make_network
-
-__all__ = ['__config__', 'make_network']
+from task.pose import make_network  # noqa: F401
 
 __config__ = copy.deepcopy(pose.__config__)
 __config__['data_provider'] = 'data.synthetic'
