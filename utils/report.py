@@ -12,7 +12,7 @@ from utils.loading import worker_count
 from utils.metrics import add_metrics
 
 PERIOD = 30  # seconds between two lines within an epoch
-TRIAL = 5  # seconds of training, from its second step on, that tell how long all of it takes
+TRIAL = 15  # seconds of training, from its second step on, that tell how long all of it takes
 
 
 def describe(run, config, network, loaders, device, precision):
