@@ -271,15 +271,15 @@ def test_a_checkpoint_is_saved_once_per_save_minutes(prepare, monkeypatch):
 
 
 def test_a_run_says_once_how_long_it_will_take(prepare, monkeypatch):
-    """After five seconds, and without its first step, which is slower than all others."""
+    """After fifteen seconds, without its first step, which is slower than all others."""
     prepared = prepare('train.epochs=2', 'train.train_iters=50', 'train.batchsize=4')
     _, _, state, report = prepared
     report.begin_epoch(1, 50, 50)
-    for state.step, now in enumerate((100, 102, 104, 106, 108), 1):
+    for state.step, now in enumerate((100, 106, 112, 118, 124), 1):
         with monkeypatch.context() as patch:
             patch.setattr('time.monotonic', lambda now=now: now)
             report.step(state)
-    said = 'about 3 min 12 s of training to go on this machine (2 img/s)\n'
+    said = 'about 9 min 36 s of training to go on this machine (0.667 img/s)\n'
     assert (report.run.folder / 'log').read_text().count(said) == 1
 
 
