@@ -18,7 +18,7 @@ from pathlib import Path
 from data.coco_pose import ref
 from data.coco_pose.photo import read_photo
 from data.coco_pose.results import VISIBLE
-from data.predictions import Results, add_picture, describe_category
+from data.predictions import Results, add_picture
 from test import aggregate, load, parse_scales, regroup
 from utils.errors import UserError, exit_code, import_extra
 
@@ -60,7 +60,8 @@ class Finder:
         with tempfile.TemporaryDirectory() as folder:
             folder = Path(folder)
             with open(folder / 'predictions.json', 'wb') as stream:
-                results = Results(folder, stream, describe_category(self.joints))
+                category = ref.make_category(self.joints.names, self.joints.skeleton)
+                results = Results(folder, stream, category)
                 with results.begin(name):
                     add_picture(results, photo, *people, self.joints, True, sure=detection)
                 results.end()

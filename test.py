@@ -234,8 +234,7 @@ def evaluate(func, split, mode='single', scales=None, found=None):
     detections, unread = predict(func, split, mode, scales, found)
     if dist.rank() > 0:
         return {}, '', None, detections
-    figures, text, evaluation = coco_scores(split, detections)
-    return figures | ({'unread': unread} if unread else {}), text, evaluation, detections
+    return *coco_scores(split, detections, unread), detections
 
 
 def parse_scales(text):
@@ -298,7 +297,8 @@ def main():
         split = provider.init(func.config, train=False)['valid_split']
     labelled = split.count_people().any()
     if labelled and dist.rank() == 0:
-        print('\n'.join(describe(split)), end='\n' * bool(describe(split)))
+        for note in describe(split):
+            print(note)
     split = split.select(slice(args.limit or None))
     run.folder.mkdir(parents=True, exist_ok=True)  # weights in models/ have none
     weights = (Path(args.exp) if is_onnx(args.exp) else run.checkpoint(args.checkpoint)).stat()
@@ -330,18 +330,17 @@ def submit(split, detections, unread, run, config, args):
 
 def measure(split, detections, unread, run, config, args):
     """COCO AP of labelled photos: printed, and with detections and pictures kept in the run."""
-    figures, text, evaluation = coco_scores(split, detections)
+    figures, text, evaluation = coco_scores(split, detections, unread)
     print(text, end='')
     write_json(run.folder / 'dt.json', plain(detections), indent=None)
     name = 'scales ' + ','.join(f'{s:g}' for s in args.scales) if args.scales else args.mode
     if args.annotations:
         name += f' on {Path(args.annotations).name}'
-    figures |= {'unread': unread} if unread else {}
     counts = {'photos': len(split), 'people': len(detections)}
     run.add_results(name, figures | counts | {'checkpoint': args.checkpoint, 'settings': args.set})
     if count := config['test']['vis'] if args.vis is None else args.vis:
         sure = config['test']['detection_val']
-        write_pictures(run.folder / 'vis', split, evaluation, detections, count, sure)
+        write_pictures(run.folder / 'vis', split, evaluation, count, sure)
         print(f'{run.folder}/vis: predictions beside the truth, the worst and the best first')
 
 

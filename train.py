@@ -128,11 +128,12 @@ def add_losses(state, recent, report):
             f'{format_losses(state.named(losses[i])).replace(" |", ",")}; '
             f'images {dist.gather(image_ids[i]).tolist()}'
         )
-        if applied[i] or in_a_row > MOST_SKIPS:
+        stop = state.config['train']['on_nonfinite'] == 'stop'
+        if applied[i] or (stop and not finite) or in_a_row > MOST_SKIPS:
             raise UserError(
                 found + f' ({in_a_row} steps in a row)' * (in_a_row > 1) + '. The last checkpoint '
                 'is from before; lower train.learning_rate, set train.clip_norm, or look at these '
-                'images' + "; train.on_nonfinite='skip' leaves out single steps" * applied[i]
+                'images' + "; train.on_nonfinite='skip' leaves out single steps" * stop
             )
         report.say(f'warning: {found}; step skipped')
 
@@ -192,7 +193,7 @@ def measure_ap(network, config, split):
     """
     device, settings = next(network.parameters()).device, config['test']
     func = Predictor(network, config, device, choose_precision(settings['precision'], device)[0])
-    figures, _, evaluation, detections = evaluate(func, split)
+    figures, _, evaluation, _ = evaluate(func, split)
     pictures = {}
     for number, image_id in enumerate(split.ids[: PICTURES if dist.rank() == 0 else 0]):
         try:
@@ -200,7 +201,7 @@ def measure_ap(network, config, split):
         except UserError:  # which evaluate has said
             continue
         det, _, matrix = aggregate(photo, func, settings['scales']['single'])
-        people = compare(photo, split, number, evaluation, detections, settings['detection_val'])
+        people = compare(photo, split, number, evaluation, settings['detection_val'])
         heatmaps = draw_heatmaps(photo, det.cpu().numpy(), split.joints.names, matrix, side=200)
         pictures[f'predictions/{image_id}'] = stacked([people, heatmaps])
     return figures, pictures
@@ -284,20 +285,20 @@ def prepare(args):
         state.load(checkpoint, run.checkpoint())
     loaders = importlib.import_module(config['data_provider']).init(config, state.samples)
 
-    if dist.rank() == 0:
-        run.create(config, launch, new=not resumes)
     report = Report(run, config['train']['loss_weights'], state.step)
-    notes = (
-        describe(run, config, network, loaders, device, precision),
-        *ref.describe(config),
-        *splits.describe(loaders['train'].dataset.split),
-        *splits.describe(loaders['valid_split']),
-        'note: AP will be that on the training photos' * splits.trains_on_valid(config['data']),
-        f'continuing at step {state.step}, epoch {state.epoch + 1}' * (state.step > 0),
-        f'starts with the weights of {init}' * bool(init),
-        f'note: of other channels, thus new: {", ".join(new_layers)}' * bool(new_layers),
-    )
-    report.say('\n'.join(dict.fromkeys(filter(None, notes))))
+    if dist.rank() == 0:  # which looks at some photos for the notes
+        run.create(config, launch, new=not resumes)
+        notes = (
+            describe(run, config, network, loaders, device, precision),
+            *ref.describe(config),
+            *splits.describe(loaders['train'].dataset.split),
+            *splits.describe(loaders['valid_split']),
+            'note: AP will be that on the training photos' * splits.trains_on_valid(config['data']),
+            f'continuing at step {state.step}, epoch {state.epoch + 1}' * (state.step > 0),
+            f'starts with the weights of {init}' * bool(init),
+            f'note: of other channels, thus new: {", ".join(new_layers)}' * bool(new_layers),
+        )
+        report.say('\n'.join(dict.fromkeys(filter(None, notes))))
     return model, loaders, state, report
 
 

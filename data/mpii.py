@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.coco_pose.annotations import IN_BOX
+from data.coco_pose.ref import make_category
 from utils.checkpoint import write_json
 from utils.errors import UserError, exit_code, import_extra
 
@@ -28,9 +30,6 @@ LIMBS = (
     (0, 1), (1, 2), (2, 6), (6, 3), (3, 4), (4, 5), (6, 7), (7, 8), (8, 9), (10, 11), (11, 12),
     (12, 7), (7, 13), (13, 14), (14, 15),
 )  # fmt: skip
-CATEGORY = {'id': 1, 'name': 'person', 'keypoints': JOINTS}
-CATEGORY['skeleton'] = [[a + 1, b + 1] for a, b in LIMBS]  # COCO counts from 1
-IN_BOX = 0.53  # how much of their box people cover, see data.coco_pose.annotations
 
 
 def read_release(path):
@@ -117,7 +116,11 @@ def main():
             people = [entry for _, entries, _ in chosen for entry in entries]
             people = [{'id': number} | entry for number, entry in enumerate(people, 1)]
             images = [record for record, *_ in chosen]
-            content = {'images': images, 'annotations': people, 'categories': [CATEGORY]}
+            content = {
+                'images': images,
+                'annotations': people,
+                'categories': [make_category(JOINTS, LIMBS)],
+            }
             write_json(path, content, indent=None)
             count = sum(not entry['iscrowd'] for entry in people)
             print(f'{path}: {len(images):,} photos, {count:,} people with joints')

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data.coco_pose import ref
 from data.coco_pose.results import draw_found, to_coco
 from data.photos import Stream, list_files, open_pictures
 from utils.checkpoint import write_atomically
@@ -31,7 +32,7 @@ def write_predictions(find, paths, out, joints, sure, maps=False, show=None):
         print(f'warning: {problem}', file=sys.stderr)
 
     def write(stream):
-        results = Results(out, stream, describe_category(joints))
+        results = Results(out, stream, ref.make_category(joints.names, joints.skeleton))
         with Progress(len(files), 'photos', 'picture') as bar:
             for number, file in enumerate(files, 1):
                 try:
@@ -66,12 +67,6 @@ def watch(find, source, joints, sure, show):
     for picture in stream:
         if not show(draw_found(picture, *find(picture)[1:], joints, sure)[0]):
             stream.stop()
-
-
-def describe_category(joints):
-    """The entry of `categories` that names the joints."""
-    skeleton = [[a + 1, b + 1] for a, b in joints.skeleton]  # COCO counts from 1
-    return {'id': 1, 'name': 'person', 'keypoints': joints.names, 'skeleton': skeleton}
 
 
 def open_window(title):

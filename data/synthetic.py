@@ -93,11 +93,8 @@ def save_drawn(job):
 
 def category(joints):
     """The entry of `categories` that names one of the SETS; its skeleton counts from 1."""
-    names, skeleton = SETS[joints]
-    return {
-        'id': 1, 'name': 'person', 'supercategory': 'person',
-        'keypoints': list(names), 'skeleton': [[a + 1, b + 1] for a, b in skeleton],
-    }  # fmt: skip
+    first = {'id': 1, 'name': 'person', 'supercategory': 'person'}
+    return first | ref.make_category(*SETS[joints])
 
 
 def draw_set(folder, info):

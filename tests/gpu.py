@@ -27,11 +27,13 @@ import test
 import train
 from task import pose
 from tests import benchmark
+from tests.faults import common
 from utils.device import choose_device, choose_precision
+from utils.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
 TINY = {'nstack': 2, 'inp_dim': 16, 'increase': 8, 'stem': [8, 8, 16]}
-DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+WEIGHTS = pose.__config__['train']['loss_weights']
 
 
 class Skipped(Exception):
@@ -59,9 +61,6 @@ def losses_and_gradients(task, batch, device, dtype):
     return torch.stack([losses[name].detach().float().cpu() for name in WEIGHTS]), gradients
 
 
-WEIGHTS = {'detection': 1.0, 'push': 1e-3, 'pull': 1e-3}
-
-
 def numbers(device, quick):
     """Losses and gradients of the default network against those of the CPU."""
     batch = benchmark.training_batch(2, 64 if quick else 256)
@@ -74,7 +73,7 @@ def numbers(device, quick):
         ('fp16', True, (1e-2, 0.1)),
     ):
         choose_device({'device': device.type, 'tf32': tf32})
-        found = losses_and_gradients(task, batch, device, DTYPES[name])
+        found = losses_and_gradients(task, batch, device, choose_precision(name, device)[0])
         apart = [relative(a, b) for a, b in zip(found, wanted, strict=True)]
         label = f'{name}{" with TF32" if name == "fp32" and tf32 else ""} against the CPU'
         text = f'losses {apart[0]:.1e}, gradients {apart[1]:.1e} apart'
@@ -83,8 +82,8 @@ def numbers(device, quick):
 
 def steps(device, quick):
     """Whole steps in every precision: applied, and the losses fall."""
-    for name, dtype in DTYPES.items():
-        config = default_config(quick)
+    for name in ('fp32', 'bf16', 'fp16'):
+        config, dtype = default_config(quick), choose_precision(name, device)[0]
         task = pose.make_network(config).to(device)
         optimizer = torch.optim.Adam(task.parameters(), fused=True)
         scaler = torch.amp.GradScaler(device.type, enabled=name == 'fp16')
@@ -116,9 +115,7 @@ def several_gpus(device, quick):
 
 def command(script, *args, ranks=0, folder):
     """Runs an entry script in a folder; returns what it printed."""
-    launcher = [sys.executable]
-    if ranks:
-        launcher += ['-m', 'torch.distributed.run', '--nproc-per-node', str(ranks)]
+    launcher = common.torchrun(ranks=ranks) if ranks else common.PLAIN
     done = subprocess.run(
         [*launcher, str(ROOT / script), *args],
         cwd=folder, env=os.environ | {'PYTHONPATH': str(ROOT)}, text=True, capture_output=True,
@@ -128,11 +125,9 @@ def command(script, *args, ranks=0, folder):
     return done.stdout
 
 
-def rows(folder, name):
-    """The lines of a run's metrics.jsonl."""
-    return list(
-        map(json.loads, (folder / 'exp' / name / 'metrics.jsonl').read_text().split('\n')[:-1])
-    )
+def last_row(folder, name):
+    """The figures of a run's last epoch."""
+    return read_metrics(folder / 'exp' / name / 'metrics.jsonl')[-1]
 
 
 def runs(device, quick, folder):
@@ -146,9 +141,9 @@ def runs(device, quick, folder):
     command(*start, 'rank', *settings, two, ranks=1, folder=folder)
     command(*start, 'halves', *settings, 'train.epochs=1', folder=folder)
     command('train.py', '-c', 'halves', '--set', two, folder=folder)
-    plain = rows(folder, 'plain')[-1]
+    plain = last_row(folder, 'plain')
     for name, label in (('rank', 'one rank of NCCL, SyncBatchNorm'), ('halves', 'resumed')):
-        other = rows(folder, name)[-1]
+        other = last_row(folder, name)
         apart = max(abs(other[key] / plain[key] - 1) for key in WEIGHTS)
         yield f'{label}, against a plain run', f'losses {apart:.1e} apart', apart < 0.05
     weights = [
@@ -178,7 +173,7 @@ def overfit(device, quick, folder, shared):
         f'train.decay_iters=[{count // 2},{count}]', f'train.device={device.type}',
         f'test.device={device.type}', 'test.scales.single=[1.0]', folder=folder,
     )  # fmt: skip
-    ap = rows(folder, 'four')[-1]['AP']
+    ap = last_row(folder, 'four')['AP']
     yield f'four photos by heart, {count} steps', f'AP {ap:.3f}', quick or ap > 0.6
 
 
@@ -235,7 +230,7 @@ def loading(device, quick, folder, shared):
             'train.eval_epochs=0', f'train.num_workers={workers}', f'train.device={device.type}',
             *size, *sizes * quick, folder=folder,
         )  # fmt: skip
-        row = rows(folder, f'workers{workers}')[-1]
+        row = last_row(folder, f'workers{workers}')
         (folder / f'exp/workers{workers}/checkpoint.pth.tar').unlink()
         text = f'{row["images_per_second"]:.1f} images/s, waiting {100 * row["data_wait"]:.0f} %'
         yield f'training with {workers} workers, start included', text, None

@@ -220,7 +220,7 @@ def test_who_matches_has_the_colour_of_the_truth(make_coco, configure):
     detections[3] |= {'keypoints': away.flatten().tolist(), 'score': 0.5}
     detections[0]['guessed'] = [16]
     _, _, evaluation = coco_scores(split, detections)
-    picture = compare(split.read(0), split, 0, evaluation, detections, 0.1)
+    picture = compare(split.read(0), split, 0, evaluation, 0.1)
     zoom, room = 640 / 400, (picture.shape[1] + 6) // 2
 
     def colour(person, k, left):

@@ -172,6 +172,16 @@ def test_gradients_in_float16_are_those_of_float32(prepare):
     assert 0 < (close - exact).norm() < 0.05 * exact.norm()
 
 
+def test_float16_does_not_hide_a_loss_that_is_not_finite(prepare):
+    """No factor of the scaler helps there: with 'stop' it stops the run as in any precision."""
+    prepared = prepare('train.precision=fp16')
+    batch = next(iter(prepared[1]['train']))
+    spoil_loss(prepared, batch)
+    prepared[1]['train'] = [batch] * 3
+    with pytest.raises(UserError, match='losses are not finite at step 1: .* leaves out single'):
+        run(prepared)
+
+
 def test_a_compiled_network_trains_alike_and_saves_plain_names(prepare, monkeypatch):
     """Compiled by a backend that needs no compiler of C++."""
     compiled, compile_it = [], torch.nn.Module.compile

@@ -1,7 +1,7 @@
 """The processes of one run under torchrun: who is who, and the little that they tell each other.
 
 Without torchrun there is one process, rank 0 of 1, and everything here is free of charge. Messages
-are tensors and bytes on the CPU (gloo), so that they never wait for a GPU.
+are tensors and plain values on the CPU (gloo), so that they never wait for a GPU.
 """
 
 import contextlib

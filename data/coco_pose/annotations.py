@@ -26,6 +26,7 @@ from utils.errors import UserError
 from utils.regions import FAR, pack
 
 LEAST_AREA = 32  # pixels; a smaller person has no joints that anybody could label
+IN_BOX = 0.53  # of their box people of COCO cover, and no more of the box of their joints
 LARGE = 20_000_000  # bytes of a file whose reading is announced
 
 
@@ -185,11 +186,11 @@ def read_region(raw, size):
 def estimate_area(given, box, extent, raw, size):
     """The area in pixels of a person whose `given` one cannot be; 0 where nothing has an extent.
 
-    extent: of the box of the joints. People of COCO cover 0.53 of their box, and no more than that
-    of the box of their joints. Some people are truly small: an area that the others confirm stays.
+    extent: of the box of the joints. Some people are truly small: an area that the others confirm
+    stays.
     """
     boxes = [box[2] * box[3], extent]
-    estimates = [0.53 * box for box in boxes]
+    estimates = [IN_BOX * box for box in boxes]
     with contextlib.suppress(msgspec.DecodeError, ValueError):
         region = read_region(raw, list(size))
         estimates[:0] = [float(rle_mask.area(region))] if region else []

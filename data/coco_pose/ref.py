@@ -61,6 +61,12 @@ def find_path(path):
     return there if os.path.exists(there) and not os.path.exists(here) else here
 
 
+def make_category(names, limbs):
+    """COCO's entry of `categories` for joints and the limbs (pairs, from 0) between them."""
+    skeleton = [[a + 1, b + 1] for a, b in limbs]  # COCO counts from 1
+    return {'id': 1, 'name': 'person', 'keypoints': list(names), 'skeleton': skeleton}
+
+
 def joint_names(settings):
     """The names of a config's joints; `settings` is its 'data', where [] means COCO's."""
     return tuple(settings.get('joints') or COCO.names)

@@ -1,5 +1,6 @@
 """Detections: as entries of COCO's results, their scores, a submission, and pictures of them."""
 
+import bisect
 import contextlib
 import copy
 import io
@@ -61,8 +62,11 @@ def truth(split):
     return {'images': images, 'annotations': annotations, 'categories': [category]}
 
 
-def coco_scores(split, detections):
-    """COCO's ten figures by name, its summary as text, and the COCOeval itself."""
+def coco_scores(split, detections, unread=0):
+    """COCO's ten figures by name, its summary as text, and the COCOeval itself.
+
+    unread: how many photos could not be read, which is a figure, too, unless it is 0.
+    """
     known, found = COCO(), COCO()
     text = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -80,7 +84,8 @@ def coco_scores(split, detections):
         evaluation.accumulate()
     with contextlib.redirect_stdout(text):
         evaluation.summarize()
-    return dict(zip(STATS, evaluation.stats.tolist(), strict=True)), text.getvalue(), evaluation
+    figures = dict(zip(STATS, evaluation.stats.tolist(), strict=True))
+    return figures | ({'unread': unread} if unread else {}), text.getvalue(), evaluation
 
 
 def write_submission(folder, name, split, detections):
@@ -112,38 +117,38 @@ def draw_found(photo, people, seen, scores, joints, sure, colours=None):
     return drawn, people, seen
 
 
-def compare(photo, split, number, evaluation, detections, sure):
+def compare(photo, split, number, evaluation, sure):
     """A photo's predicted people beside the truth, (H, W, 3) uint8 RGB.
 
     Who matches an annotated person (at an OKS of 0.5) has that person's colour, and others are
-    grey. evaluation: a COCOeval after evaluate() of the detections. sure: see `draw_found`.
+    grey. evaluation: a COCOeval after evaluate(), with its detections. sure: see `draw_found`.
     """
-    image_id, joints = split.ids[number], split.joints
-    result = results_by_image(evaluation).get(image_id)
+    joints, image_id = split.joints, split.ids[number]
+    result, found = photo_result(evaluation, image_id), evaluation.cocoDt.imgToAnns[image_id]
     own = {row + 1: person_colour(n) for n, row in enumerate(split.people(number).tolist())}
     matched = dict(zip(result['dtIds'], result['dtMatches'][0], strict=True)) if result else {}
-    found = [pair for pair in enumerate(detections, 1) if pair[1]['image_id'] == image_id]
-    people = np.array([d['keypoints'] for _, d in found], float).reshape(-1, len(joints.names), 3)
-    scores, seen = np.array([d['score'] for _, d in found]), people[..., 2] > 0
-    for person, (_, d) in zip(seen, found, strict=True):
+    people = np.array([d['keypoints'] for d in found], float).reshape(-1, len(joints.names), 3)
+    scores, seen = np.array([d['score'] for d in found]), people[..., 2] > 0
+    for person, d in zip(seen, found, strict=True):
         person[d['guessed']] = False
-    colours = [own.get(matched.get(n), GREY) for n, _ in found]
-    share = found_shares(evaluation).get(image_id)
+    colours = [own.get(matched.get(d['id']), GREY) for d in found]
+    share = found_share(result)
     predicted = draw_found(photo, people, seen, scores, joints, sure, colours)[0]
     truth = draw_people(photo, split.keypoints[split.people(number)], joints.skeleton)
     title = 'predicted' if share is None else f'predicted: {share:.0%} found'
     return stacked([titled(predicted, title), titled(truth, 'truth')], axis=1)
 
 
-def write_pictures(folder, split, evaluation, detections, count, sure):
+def write_pictures(folder, split, evaluation, count, sure):
     """Writes `count` photos with predictions beside the truth, the worst and the best in turn.
 
-    evaluation, detections, sure: see `compare`.
+    evaluation, sure: see `compare`.
     """
-    shares, people = found_shares(evaluation), split.count_people()
-    numbers = [n for n in split.ids.argsort() if split.ids[n] in shares]
+    people = split.count_people()
+    shares = {n: found_share(photo_result(evaluation, split.ids[n])) for n in split.ids.argsort()}
+    shares = {number: share for number, share in shares.items() if share is not None}
     # Of equally good pictures those with more people tell more.
-    ranked = sorted(numbers, key=lambda n: (shares[split.ids[n]], people[n]))
+    ranked = sorted(shares, key=lambda n: (shares[n], people[n]))
     worst = [('worst', number) for number in ranked[: count // 2]]
     best = [('best', number) for number in ranked[count // 2 :][::-1][: count - count // 2]]
     order = [pair for pairs in zip_longest(worst, best) for pair in pairs if pair]
@@ -152,28 +157,24 @@ def write_pictures(folder, split, evaluation, detections, count, sure):
         old.unlink()
     for rank, (kind, number) in enumerate(order, 1):
         with contextlib.suppress(UserError):  # which has been said
-            picture = compare(split.read(number), split, number, evaluation, detections, sure)
-            image_id = split.ids[number]
-            name = f'{rank:02d}-{kind}-{shares[image_id]:.2f}-{image_id}.jpg'
+            picture = compare(split.read(number), split, number, evaluation, sure)
+            name = f'{rank:02d}-{kind}-{shares[number]:.2f}-{split.ids[number]}.jpg'
             save_picture(folder / name, picture)
 
 
-def results_by_image(evaluation):
-    """What a COCOeval found out about the people of all sizes in each photo, by id."""
-    results = evaluation.evalImgs[: len(evaluation.params.imgIds)]
-    return {result['image_id']: result for result in results if result}
+def photo_result(evaluation, image_id):
+    """What a COCOeval found out about the people of all sizes in a photo; None without any."""
+    return evaluation.evalImgs[bisect.bisect_left(evaluation.params.imgIds, image_id)]
 
 
-def found_shares(evaluation):
-    """How much of each photo's people was found, 0 to 1, by id; photos of nobody are left out.
+def found_share(result):
+    """How much of a photo's people was found, 0 to 1; None in a photo of nobody.
 
     Of as many best detections as there are people, the share that matches one, averaged over
-    COCO's thresholds of similarity. evaluation: a COCOeval after evaluate().
+    COCO's thresholds of similarity. result: see `photo_result`.
     """
-    shares = {}
-    for image_id, result in results_by_image(evaluation).items():
-        people = int((1 - result['gtIgnore']).sum())
-        if people:
-            counted = result['dtMatches'][:, :people] * ~result['dtIgnore'][:, :people]
-            shares[image_id] = (counted > 0).sum(1).mean() / people
-    return shares
+    people = int((1 - result['gtIgnore']).sum()) if result else 0
+    if not people:
+        return None
+    counted = result['dtMatches'][:, :people] * ~result['dtIgnore'][:, :people]
+    return (counted > 0).sum(1).mean() / people
