@@ -1,6 +1,7 @@
 """What several tests share: golden figures, a small COCO data set, and the two commands."""
 
 import json
+import os
 import runpy
 import shutil
 import signal
@@ -17,11 +18,15 @@ from pycocotools import mask as rle_mask
 
 from data.coco_pose import ref
 from task import pose
+from tests.faults import common
 from utils.config import apply_settings
 from utils.errors import end_workers
 from utils.run import Run
 
 ROOT = Path(__file__).parent.parent
+# The tests' figures are those of a CPU; tests/test_gpu.py alone gives the GPUs back.
+WITH_GPUS = common.with_root_on_path()
+os.environ['CUDA_VISIBLE_DEVICES'] = ''
 PATIENCE = 120  # seconds for one test
 # A network and a training of a second or two.
 TINY = (
@@ -42,6 +47,12 @@ TINY = (
     'test.num_workers=0',
     'test.precision=fp32',
 )
+
+
+@pytest.fixture
+def with_gpus():
+    """The environment for a command that may use the GPUs."""
+    return WITH_GPUS
 
 
 @pytest.fixture(autouse=True)

@@ -52,12 +52,16 @@ def relative(found, wanted):
 
 
 def losses_and_gradients(task, batch, device, dtype):
-    """Of all images and stacks, in float32 on the CPU: losses, and gradients as one vector."""
+    """Of all images and stacks, in float32 on the CPU: losses, and gradients as one vector.
+
+    Gradients are scaled up while they are computed, as a GradScaler does for float16.
+    """
     task = task.to(device)
     task.zero_grad()
     losses = task(**{k: v.to(device) for k, v in batch.items()}, dtype=dtype)
-    train.weighted_sum({k: v.mean() for k, v in losses.items()}, WEIGHTS).backward()
-    gradients = torch.cat([param.grad.flatten() for param in task.parameters()]).float().cpu()
+    scale = 2.0**16
+    (scale * train.weighted_sum({k: v.mean() for k, v in losses.items()}, WEIGHTS)).backward()
+    gradients = torch.cat([param.grad.flatten() for param in task.parameters()]).cpu() / scale
     return torch.stack([losses[name].detach().float().cpu() for name in WEIGHTS]), gradients
 
 
@@ -118,7 +122,7 @@ def command(script, *args, ranks=0, folder):
     launcher = common.torchrun(ranks=ranks) if ranks else common.PLAIN
     done = subprocess.run(
         [*launcher, str(ROOT / script), *args],
-        cwd=folder, env=os.environ | {'PYTHONPATH': str(ROOT)}, text=True, capture_output=True,
+        cwd=folder, env=common.with_root_on_path(), text=True, capture_output=True,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f'{script} {" ".join(args)}:\n{done.stdout}{done.stderr}')
@@ -131,7 +135,7 @@ def last_row(folder, name):
 
 
 def runs(device, quick, folder):
-    """One NCCL rank with SyncBatchNorm against a plain run, and a resumed one against a whole."""
+    """Runs against a plain one: one NCCL rank, SyncBatchNorm; compiled; in float16; resumed."""
     settings = ['--set', f'train.device={device.type}', 'train.precision=fp32', 'train.tf32=False',
                 'data.drawn.pictures=[64,16]', 'train.train_iters=20', 'train.num_workers=2',
                 'train.eval_epochs=0', f'data.drawn.size={128 if quick else 256}']  # fmt: skip
@@ -139,10 +143,17 @@ def runs(device, quick, folder):
     two = 'train.epochs=2'
     command(*start, 'plain', *settings, two, folder=folder)
     command(*start, 'rank', *settings, two, ranks=1, folder=folder)
+    command(*start, 'compiled', *settings, two, 'train.compile=True', folder=folder)
+    command(*start, 'fp16', *settings, two, 'train.precision=fp16', folder=folder)
     command(*start, 'halves', *settings, 'train.epochs=1', folder=folder)
     command('train.py', '-c', 'halves', '--set', two, folder=folder)
     plain = last_row(folder, 'plain')
-    for name, label in (('rank', 'one rank of NCCL, SyncBatchNorm'), ('halves', 'resumed')):
+    for name, label in (
+        ('rank', 'one rank of NCCL, SyncBatchNorm'),
+        ('compiled', 'compiled'),
+        ('fp16', 'float16'),
+        ('halves', 'resumed'),
+    ):
         other = last_row(folder, name)
         apart = max(abs(other[key] / plain[key] - 1) for key in WEIGHTS)
         yield f'{label}, against a plain run', f'losses {apart:.1e} apart', apart < 0.05

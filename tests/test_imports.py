@@ -143,7 +143,7 @@ print([name for name in ('torch.cuda',) if torch.cuda.is_initialized()])
     done = subprocess.run(
         [sys.executable, '-c', code],
         cwd=tmp_path,
-        env=os.environ | {'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''},
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
         capture_output=True,
         text=True,
     )

@@ -44,6 +44,12 @@ def draw_set(folder, pictures=(24, 9)):
     ]
 
 
+def with_root_on_path():
+    """The environment, in which Python finds this repository before what PYTHONPATH names."""
+    paths = filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])
+    return os.environ | {'PYTHONPATH': os.pathsep.join(paths)}
+
+
 def torchrun(*options, ranks=2):
     """The beginning of a command that starts a script on several ranks of this machine."""
     return (*TORCHRUN, '--nproc-per-node', str(ranks), *options)
@@ -54,7 +60,7 @@ def start(launcher, script, *args, cwd, settings=()):
     chosen = ['--set', *settings] if settings else []
     command = [*launcher, str(ROOT / script), *map(str, args), *chosen]
     # One thread per process, with which all of them compute the same.
-    environment = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
+    environment = with_root_on_path() | {'OMP_NUM_THREADS': '1'}
     return subprocess.Popen(
         command, cwd=cwd, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
