@@ -263,7 +263,6 @@ def prepare(args):
     launch = dist.launch_marks()
     # Rank 0 reads, and the others get what it read.
     config, resumes = dist.share(lambda: choose_config(args, run, launch))
-    checkpoint = read_checkpoint(run.checkpoint()) if resumes else {}
     init = None if resumes else config['run'].get('init')
     check_shares(config['train'])
     device = choose_device(config['train'])
@@ -271,7 +270,10 @@ def prepare(args):
     task = load_task(config['run']['task']).make_network(config)
     network, new_layers = task.network, []
     if resumes:
-        # The network's own, behind the average if there is one; kept no longer than needed.
+        for param in network.parameters():
+            param.untyped_storage().resize_(0)  # its first weights make room for the file
+        checkpoint = read_checkpoint(run.checkpoint())
+        # The network's own, behind the average if there is one.
         weights = checkpoint.pop('own_weights', None) or checkpoint.pop('state_dict')
         check_plain(weights, run.checkpoint())
         load_network(network, weights, run.checkpoint())
@@ -279,7 +281,7 @@ def prepare(args):
     elif init:
         weights = read_checkpoint(Path(init))['state_dict']
         new_layers = load_network(network, weights, init, any_outputs=True)
-    model = spread(task, device, config['train']['compile'])
+    model = spread(task, device, config['train']['compile'], equal=resumes)
     state = State(network, torch.optim.Adam(task.parameters(), fused=True), config, dtype)
     if resumes:
         state.load(checkpoint, run.checkpoint())

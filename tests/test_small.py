@@ -1,4 +1,4 @@
-"""What the task `small` adds: masked people, aimed squares, wider networks."""
+"""What the task `small` adds: masked people, aimed squares, wider networks; loading weights."""
 
 import copy
 import json
@@ -73,3 +73,17 @@ def test_a_wider_network_answers_as_the_narrower_did(configure, wider):
     assert all(torch.equal(back[name], value) for name, value in wide.state_dict().items())
     with pytest.raises(UserError, match='shape'):
         load_network(narrow, wide.state_dict(), 'file', any_outputs=True)
+
+
+def test_weights_become_the_networks_without_a_copy(configure):
+    """A resume of the default network holds its 0.5 GB once; its layout is that of the network."""
+    config = configure('model.bn=True')
+    network, other = make_network(config).network, make_network(config).network
+    saved = other.state_dict()
+    load_network(network, saved, 'file')
+    assert all(t.data_ptr() == saved[k].data_ptr() for k, t in network.state_dict().items())
+    halves = {k: v.bfloat16() if v.is_floating_point() else v for k, v in saved.items()}
+    load_network(network, {k: v.contiguous() for k, v in halves.items()}, 'file')
+    for name, value in network.state_dict().items():
+        assert (value.dtype, value.stride()) == (saved[name].dtype, saved[name].stride())
+    assert all(param.requires_grad for param in network.parameters())

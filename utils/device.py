@@ -82,8 +82,12 @@ def one_thread():
         torch.set_num_threads(before)
 
 
-def spread(task, device, compiled=False):
-    """The task on all GPUs: of every rank under torchrun, else of this machine."""
+def spread(task, device, compiled=False, equal=False):
+    """The task on all GPUs: of every rank under torchrun, else of this machine.
+
+    equal: whether all ranks are known to have the same weights. Else those of rank 0 are sent to
+    all, which takes as much memory again.
+    """
     task.to(device)
     if compiled:
         task.network.compile()  # in place: the weights keep their names
@@ -92,6 +96,6 @@ def spread(task, device, compiled=False):
             nn.SyncBatchNorm.convert_sync_batchnorm(task)
         gpus = [device.index] if device.type == 'cuda' else None
         # Before each pass rank 0's BatchNorm statistics go to all, so only its own count.
-        return nn.parallel.DistributedDataParallel(task, device_ids=gpus)
+        return nn.parallel.DistributedDataParallel(task, device_ids=gpus, init_sync=not equal)
     several = device.type == 'cuda' and torch.cuda.device_count() > 1
     return nn.DataParallel(task) if several else task

@@ -52,7 +52,9 @@ def shorten(names, count=3):
 
 
 def load_network(network, state_dict, path, any_outputs=False):
-    """Copies weights into a network, name by name; UserError with the first that do not fit.
+    """Gives a network weights, name by name; UserError with the first that do not fit.
+
+    Those of the same type and layout become the network's without being copied.
 
     Names may have the prefixes of the wrappers they were saved from, as published weights do.
     any_outputs: whether layers that differ in the number of output channels keep the network's own
@@ -75,7 +77,10 @@ def load_network(network, state_dict, path, any_outputs=False):
             f'{path} does not fit the network of this config: {problem}; '
             "set the config's model.* to the sizes it was trained with"
         )
-    network.load_state_dict(found)
+    # A network is laid out with its channels last, and computes in float32.
+    alike = {name: found[name].to(value) for name, value in wanted.items()}
+    network.load_state_dict(alike, assign=True)
+    network.to(memory_format=torch.channels_last)
     return sorted(own)
 
 
