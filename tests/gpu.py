@@ -182,7 +182,8 @@ def overfit(device, quick, folder, shared):
         'train.augment=False', 'train.epochs=1', f'train.train_iters={count}', 'train.ema=0',
         'train.valid_iters=1', 'train.eval_epochs=1', 'train.warmup_iters=20', 'train.batchsize=4',
         f'train.decay_iters=[{count // 2},{count}]', f'train.device={device.type}',
-        f'test.device={device.type}', 'test.scales.single=[1.0]', 'test.mirror=False', folder=folder,
+        f'test.device={device.type}', 'test.scales.single=[1.0]', 'test.mirror=False',
+        folder=folder,
     )  # fmt: skip
     ap = last_row(folder, 'four')['AP']
     yield f'four photos by heart, {count} steps', f'AP {ap:.3f}', quick or ap > 0.6
