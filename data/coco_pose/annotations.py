@@ -142,22 +142,14 @@ class Reader:
             estimated += area not in (0, areas[row])
             areas[row] = area
         return Split(
-            file=file,
-            category=self.category,
+            file=file, category=self.category, regions=self.regions, upright=self.upright,
             ids=np.array(list(self.places), np.int64),
             names=np.array(self.names, np.dtypes.StringDType()),
             sizes=np.array(self.sizes, np.int32).reshape(-1, 2),
             spans=np.stack([places[order].searchsorted(photos + end) for end in (0, 1)], 1),
-            order=order,
-            keypoints=keypoints,
-            is_person=is_person,
-            boxes=boxes,
-            areas=areas,
-            is_crowd=is_crowd,
-            regions=self.regions,
-            estimated=estimated,
-            upright=self.upright,
-        )
+            order=order, keypoints=keypoints, is_person=is_person, boxes=boxes, areas=areas,
+            is_crowd=is_crowd, estimated=estimated,
+        )  # fmt: skip
 
 
 def measure(keypoints):

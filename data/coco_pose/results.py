@@ -58,8 +58,7 @@ def truth(split):
         for row in split.annotations(number)
     ]
     images = [{'id': image_id} for image_id in split.ids.tolist()]
-    category = {'id': split.category['id'], 'name': 'person'}
-    return {'images': images, 'annotations': annotations, 'categories': [category]}
+    return {'images': images, 'annotations': annotations, 'categories': [split.category]}
 
 
 def coco_scores(split, detections, unread=0):
