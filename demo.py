@@ -7,11 +7,11 @@ python -m utils.demo -c run1 --host 0.0.0.0   for all who reach this machine; it
 It needs Gradio: pip install -r requirements-extra.txt. Nothing is asked of the internet.
 """
 
-import argparse
 import html
 import os
 import sys
 import tempfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from functools import partial
 from pathlib import Path
 
@@ -120,34 +120,22 @@ def make_page(gr, func, title):
     return page
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('-c', '--continue_exp', dest='exp', default='pose', metavar='NAME')
     parser.add_argument('--checkpoint', choices=['checkpoint', 'best'], default='checkpoint')
     parser.add_argument('--host', default='127.0.0.1', help='the address that it listens on')
     parser.add_argument('--port', type=int, help='default: the first free one from 7860')
     parser.add_argument('--set', nargs='+', default=[], action='extend', metavar='KEY=VALUE')
-    return parser.parse_args()
-
-
-def main():
-    args = parse_args()
+    args = parser.parse_args()
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'  # before Gradio is imported
     gr = import_extra('gradio')
     page = make_page(gr, load(args.exp, args.checkpoint, settings=args.set), args.exp)
     _, address, _ = page.launch(
-        server_name=args.host,
-        server_port=args.port,
-        share=False,
-        max_file_size=LARGEST,
+        server_name=args.host, server_port=args.port, share=False, max_file_size=LARGEST,
         theme=gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['monospace']),
-        footer_links=[],
-        ssr_mode=False,
-        quiet=True,
-        prevent_thread_lock=True,
-    )
+        footer_links=[], ssr_mode=False, quiet=True, prevent_thread_lock=True,
+    )  # fmt: skip
     print(f'{address} is the page, until Ctrl-C', flush=True)
     page.block_thread()
 

@@ -10,10 +10,10 @@ Right: the heatmaps over the darkened input, a colour per joint. They are the fi
 training with this config, in its order.
 """
 
-import argparse
 import copy
 import importlib
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from utils.errors import exit_code  # isort: skip  # which says where OpenCV cannot be loaded
@@ -22,7 +22,7 @@ import numpy as np
 
 from data.coco_pose import ref
 from utils.config import apply_settings, check_config, load_task
-from utils.draw import GAP, GROUND, bright_colour, draw_people, label, save_picture, stacked
+from utils.draw import GAP, GROUND, bright_colour, draw_people, in_grid, label, save_picture
 
 SIDE = 480  # pixels of a picture
 ACROSS, DOWN = 2, 4  # samples on a sheet
@@ -69,8 +69,7 @@ def draw_sample(sample, skeleton):
 def sheet(pairs):
     """Pictures of one size on a dark ground, ACROSS in a row."""
     pairs = pairs + [np.full_like(pairs[0], GROUND)] * (-len(pairs) % ACROSS)
-    rows = [stacked(pairs[i : i + ACROSS], axis=1) for i in range(0, len(pairs), ACROSS)]
-    return stacked(rows)[:-GAP, :-GAP]
+    return in_grid(pairs, ACROSS)[:-GAP, :-GAP]
 
 
 def first_samples(config, count):
@@ -85,10 +84,8 @@ def first_samples(config, count):
         yield {key: np.asarray(values[0]) for key, values in batch.items()}
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('-t', '--task', default='pose', help='a module in task/')
     parser.add_argument('-n', type=int, default=16, metavar='N', help='how many samples')
     parser.add_argument('--out', type=Path, default=Path('samples'), metavar='FOLDER')
@@ -96,11 +93,6 @@ def parse_args():
     args = parser.parse_args()
     if args.n < 1:
         parser.error(f'-n {args.n}: expected a number of samples from 1')
-    return args
-
-
-def main():
-    args = parse_args()
     task = load_task(args.task).__config__ | {'run': {'task': args.task}}
     config = apply_settings(task, args.set)
     check_config(config)

@@ -9,8 +9,8 @@ out for validation. --images is where the photos lie: their sizes are in no othe
 test photos have no annotations, and are left out.
 """
 
-import argparse
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import numpy as np
@@ -98,32 +98,24 @@ def read_photos(release, images):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('mat', help="MPII's annotation file")
     parser.add_argument('out', type=Path, help='the COCO file to write')
     parser.add_argument('--valid', type=Path, metavar='FILE', help='a COCO file for validation')
     parser.add_argument('--images', type=Path, metavar='FOLDER', help="MPII's photos")
     args = parser.parse_args()
-    photos = list(read_photos(read_release(args.mat), args.images))
-    tenth = [args.valid is not None and video % 10 == 0 for *_, video in photos]
-    for path, held_out in ((args.out, False), (args.valid, True)):
+    files = {args.out: [], args.valid: []}
+    for *photo, video in read_photos(read_release(args.mat), args.images):
+        files[args.valid if args.valid and video % 10 == 0 else args.out].append(photo)
+    for path, photos in files.items():
         if path:
-            chosen = [
-                photo for photo, of_tenth in zip(photos, tenth, strict=True) if of_tenth == held_out
-            ]
-            people = [entry for _, entries, _ in chosen for entry in entries]
+            people = [entry for _, entries in photos for entry in entries]
             people = [{'id': number} | entry for number, entry in enumerate(people, 1)]
-            images = [record for record, *_ in chosen]
-            content = {
-                'images': images,
-                'annotations': people,
-                'categories': [make_category(JOINTS, LIMBS)],
-            }
+            content = {'images': [record for record, _ in photos], 'annotations': people}
+            content['categories'] = [make_category(JOINTS, LIMBS)]
             write_json(path, content, indent=None)
             count = sum(not entry['iscrowd'] for entry in people)
-            print(f'{path}: {len(images):,} photos, {count:,} people with joints')
+            print(f'{path}: {len(photos):,} photos, {count:,} people with joints')
 
 
 if __name__ == '__main__':

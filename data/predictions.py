@@ -201,13 +201,11 @@ class Results:
     def end(self):
         """Completes predictions.json."""
         self.put('\n],\n"images": [')
-        number = 0
-        for image, frames in self.files:
-            for frame in frames:
-                number += 1
-                entry = {'id': number} | image
-                entry |= {'frame': frame} if frame or image['drawn'].endswith('.mp4') else {}
-                self.put(('\n' if number == 1 else ',\n') + json.dumps(entry))
+        pictures = ((image, frame) for image, frames in self.files for frame in frames)
+        for number, (image, frame) in enumerate(pictures, 1):
+            entry = {'id': number} | image
+            entry |= {'frame': frame} if frame or image['drawn'].endswith('.mp4') else {}
+            self.put(('\n' if number == 1 else ',\n') + json.dumps(entry))
         self.put('\n]}\n')
 
 

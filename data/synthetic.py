@@ -93,8 +93,7 @@ def save_drawn(job):
 
 def category(joints):
     """The entry of `categories` that names one of the SETS; its skeleton counts from 1."""
-    first = {'id': 1, 'name': 'person', 'supercategory': 'person'}
-    return first | ref.make_category(*SETS[joints])
+    return {'supercategory': 'person'} | ref.make_category(*SETS[joints])
 
 
 def draw_set(folder, info):
@@ -142,7 +141,7 @@ def holds(folder, info):
     if not path.is_file():
         return False
     found = json.loads(path.read_text('utf-8'))['info']
-    return found == json.loads(json.dumps(info)) | {'overlapping': found.get('overlapping')}
+    return found == info | {'overlapping': found.get('overlapping')}
 
 
 def make(folder, pictures=(2000, 200), size=256, people=(1, 4), seed=0, joints='coco'):

@@ -10,13 +10,13 @@ python -m utils.convert exp/NAME out.onnx [--last]   see utils/onnx_model.py; th
 The run is tested with test.py -c NAME, and fine-tuned with train.py -e NEW --init exp/NAME.
 """
 
-import argparse
 import copy
 import hashlib
 import itertools
 import json
 import re
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +45,8 @@ MMPOSE_INPUT = {'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}
 BN_EPS = 1e-5
 # Beside tensors mmpose's checkpoints may hold figures as numpy's numbers, under its old names too.
 NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-NUMPY_NUMBERS = [
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8')),
-    NUMPY_SCALAR,
-    (NUMPY_SCALAR, 'numpy.core.multiarray.scalar'),
-]
+NUMPY_NUMBERS = [np.dtype, NUMPY_SCALAR, (NUMPY_SCALAR, 'numpy.core.multiarray.scalar')]
+NUMPY_NUMBERS += [type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8')]
 
 
 def fold_norms(weights, path):
@@ -107,13 +103,6 @@ def network_sizes(weights, path):
         )
     levels = ('up1', 'low2.up1', 'low2.low2.up1', 'low2.low2.low2.up1', 'low2.low2.low2.low2')
     stages = [f'features.0.0.{level}' for level in levels]
-    sizes = {
-        'nstack': sum(bool(re.fullmatch(r'outs\.\d+\.conv\.weight', name)) for name in weights),
-        'inp_dim': width('pre.4'),
-        'oup_dim': width('outs.0'),
-        'bn': 'pre.0.bn.weight' in weights,
-        'stem': [width(f'pre.{i}') for i in (0, 1, 3)],
-    }
     layers = ['pre.0', 'pre.1', 'pre.3', 'pre.4', *stages, 'outs.0']
     if missing := [f'{layer}.conv.weight' for layer in layers if width(layer) is None]:
         raise UserError(
@@ -127,7 +116,14 @@ def network_sizes(weights, path):
             f'{path} has hourglass widths {", ".join(map(str, widths))}: expected them to grow by '
             'the same number at each halving (model.increase)'
         )
-    return sizes | {'increase': steps.pop()}
+    return {
+        'nstack': sum(bool(re.fullmatch(r'outs\.\d+\.conv\.weight', name)) for name in weights),
+        'inp_dim': width('pre.4'),
+        'oup_dim': width('outs.0'),
+        'bn': 'pre.0.bn.weight' in weights,
+        'stem': [width(f'pre.{i}') for i in (0, 1, 3)],
+        'increase': steps.pop(),
+    }
 
 
 def config_in(checkpoint, path):
@@ -175,8 +171,7 @@ def convert(path, run):
     check_config(config)
     with torch.device('meta'):  # only names and shapes: a file may claim any size
         network = load_task(config['run']['task']).make_network(config).network
-    problem = describe_misfits(network.state_dict(), weights)
-    if problem:
+    if problem := describe_misfits(network.state_dict(), weights):
         raise UserError(f'{path} does not fit the network that its shapes suggest: {problem}')
     config['run']['source'] = {'file': path.name, 'sha256': sha256(path)}
     run.create(config)
@@ -269,10 +264,8 @@ def publish(run, path, which, bfloat16=False, last=False):
     print(f'SHA-256 {sha256(path)}')
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='FROM', help='a file, or exp/NAME')
     parser.add_argument('target', metavar='TO', help='exp/NAME, or a file')
     parser.add_argument('--checkpoint', choices=['checkpoint', 'best'], default='checkpoint',
@@ -282,11 +275,6 @@ def parse_args():
     args = parser.parse_args()
     if args.bfloat16 if is_onnx(args.target) else args.last:
         parser.error('--last is for an ONNX file, --bfloat16 for a checkpoint')
-    return args
-
-
-def main():
-    args = parse_args()
     if Path(args.source).is_file():
         convert(Path(args.source), find_run(args.target))
         return

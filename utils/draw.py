@@ -220,9 +220,9 @@ def titled(picture, title, least=150):
     return ground
 
 
-def in_grid(cells):
-    """Pictures in rows, left to right, on a dark ground; there are more columns than rows."""
-    columns = int(np.ceil(np.sqrt(1.6 * len(cells))))
+def in_grid(cells, columns=None):
+    """Pictures in rows, left to right, on a dark ground; by default in more columns than rows."""
+    columns = columns or int(np.ceil(np.sqrt(1.6 * len(cells))))
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     return stacked([stacked(row, axis=1) for row in rows])
 

@@ -67,11 +67,8 @@ class OnnxNetwork(nn.Module):
         try:
             config = self.session.get_modelmeta().custom_metadata_map['config']
             self.config = complete(json.loads(config))
-            channels = self.session.get_outputs()[0].shape[2]
-            if (self.session.get_inputs()[0].name, channels) != (
-                'images',
-                self.config['model']['oup_dim'],
-            ):
+            found = self.session.get_inputs()[0].name, self.session.get_outputs()[0].shape[2]
+            if found != ('images', self.config['model']['oup_dim']):
                 raise ValueError
         except (LookupError, TypeError, ValueError, RecursionError):
             raise UserError(
@@ -99,13 +96,9 @@ def write_onnx(path, content, last=False):
     load_network(network, content['state_dict'], path)
     network = LastStack(network).eval() if last else network
     program = export(network)
-    metadata = {
-        'config': config,
-        'joints': config['data']['joints'] or 'those of COCO',
-        'scales': config['test']['scales'],
-        'figures': content['figures'],
-        'training': content['training'],
-    }
+    metadata = {key: content[key] for key in ('config', 'figures', 'training')}
+    metadata['joints'] = config['data']['joints'] or 'those of COCO'
+    metadata['scales'] = config['test']['scales']
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     program.model.metadata_props.update(texts)
 
@@ -127,14 +120,9 @@ def export(network):
     try:
         with warnings.catch_warnings(action='ignore', category=FutureWarning):  # torch's own
             return torch.onnx.export(
-                network,
-                (torch.zeros(2, 128, 192, 3),),
-                input_names=['images'],
-                output_names=['preds'],
-                dynamic_shapes=shapes,
-                dynamo=True,
-                verbose=False,
-            )
+                network, (torch.zeros(2, 128, 192, 3),), input_names=['images'],
+                output_names=['preds'], dynamic_shapes=shapes, dynamo=True, verbose=False,
+            )  # fmt: skip
     finally:
         logger.setLevel(level)
 

@@ -6,9 +6,9 @@ python -m utils.plot exp/a exp/b --out paper.pdf   or any other format of matplo
 Losses of training (solid) and validation (dashed), AP and learning rate, against images seen.
 """
 
-import argparse
 import math
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -98,9 +98,7 @@ def finish(axes, panel):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='+', metavar='exp/NAME')
     parser.add_argument('--out', type=Path, default=Path('curves.png'), metavar='FILE')
     args = parser.parse_args()

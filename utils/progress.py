@@ -16,9 +16,8 @@ class Progress(tqdm):
     """A bar on rank 0; where there is no terminal, a line every half a minute."""
 
     def __init__(self, total, desc, unit):
-        super().__init__(
-            total=total, desc=desc, unit=unit, disable=None if dist.rank() == 0 else True
-        )
+        disable = None if dist.rank() == 0 else True  # None: where there is no terminal
+        super().__init__(total=total, desc=desc, unit=unit, disable=disable)
         self.start = self.last_line = time.monotonic()
         self.done, self.total, self.what = 0, total, (desc, unit)
 

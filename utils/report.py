@@ -22,11 +22,10 @@ def describe(run, config, network, loaders, device, precision):
     """
     parameters = sum(param.numel() for param in network.parameters())
     settings, ranks = config['train'], dist.world_size()
-    workers = worker_count(settings['num_workers'])
-    shares = ranks * settings['accumulate']
-    batch = f'{settings["batchsize"]} images'
+    passes, workers = settings['accumulate'], worker_count(settings['num_workers'])
+    batch, shares = f'{settings["batchsize"]} images', ranks * passes
     if shares > 1:
-        passes, share = settings['accumulate'], settings['batchsize'] // shares
+        share = settings['batchsize'] // shares
         batch += f' ({ranks} ranks x {passes} backward passes x {share})'
     text = (
         f'{run.folder}: {config["network"]}, {parameters:,} parameters\n'
@@ -37,7 +36,7 @@ def describe(run, config, network, loaders, device, precision):
         f'{describe_device(device, settings)}, {precision}{", compiled" * settings["compile"]}'
     )
     if config['model']['bn'] and shares > 1:
-        synchronized = ranks > 1 and device.type == 'cuda' and settings['accumulate'] == 1
+        synchronized = ranks > 1 and device.type == 'cuda' and passes == 1
         text += '\nnote: BatchNorm sees the images of ' + (
             'all ranks together' if synchronized else 'one rank and one backward pass at a time'
         )

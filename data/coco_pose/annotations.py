@@ -10,16 +10,7 @@ import msgspec
 import numpy as np
 from pycocotools import mask as rle_mask
 
-from data.coco_pose import ref
-from data.coco_pose.entries import (
-    CVAT,
-    EXPORT,
-    AnnotationEntry,
-    ImageEntry,
-    RegionEntry,
-    explain,
-    load,
-)
+from data.coco_pose import entries, ref
 from data.coco_pose.photo import read_photo
 from utils import dist
 from utils.errors import UserError
@@ -97,7 +88,8 @@ class Reader:
 
     def __init__(self, categories):
         named = [category for category in categories if category.keypoints]
-        self.category = msgspec.to_builtins(named[0]) if named else None
+        nameless = {'id': 1, 'name': 'person', 'keypoints': None}
+        self.category = msgspec.to_builtins(named[0]) if named else nameless
         self.others = {c.id for c in categories if named and not c.keypoints} - {None}
         self.values = 3 * len(named[0].keypoints) if named else 0  # of a person's keypoints
         self.places, self.names, self.sizes, self.upright = {}, [], [], False
@@ -114,9 +106,8 @@ class Reader:
     def add_annotation(self, entry, raw):
         if entry.category_id in self.others:
             return
-        if not self.category:
-            number = 1 if entry.category_id is None else entry.category_id
-            self.category = {'id': number, 'name': 'person', 'keypoints': None}
+        if not self.raws and not self.category['keypoints'] and entry.category_id is not None:
+            self.category['id'] = entry.category_id
         keypoints, place = entry.keypoints, self.places.get(entry.image_id, -1)
         if keypoints:
             if not self.values:
@@ -126,9 +117,7 @@ class Reader:
             if len(keypoints) != self.values:
                 raise ValueError(f'expected {self.values} keypoint values, found {len(keypoints)}')
             if min(labels) < 0 or max(labels) > 2:
-                raise ValueError(
-                    'expected 0, 1 or 2 as the third of the keypoint values of a joint'
-                )
+                raise ValueError('expected 0, 1 or 2 as the third keypoint value of a joint')
             self.given = True
         self.keypoints.fromlist(keypoints or [0.0] * self.values)
         if entry.iscrowd and place >= 0 and (region := read_region(raw, self.sizes[place])):
@@ -153,22 +142,14 @@ class Reader:
             estimated += area not in (0, areas[row])
             areas[row] = area
         return Split(
-            file=file,
-            category=self.category or {'id': 1, 'name': 'person', 'keypoints': None},
+            file=file, category=self.category, regions=self.regions, upright=self.upright,
             ids=np.array(list(self.places), np.int64),
             names=np.array(self.names, np.dtypes.StringDType()),
             sizes=np.array(self.sizes, np.int32).reshape(-1, 2),
             spans=np.stack([places[order].searchsorted(photos + end) for end in (0, 1)], 1),
-            order=order,
-            keypoints=keypoints,
-            is_person=is_person,
-            boxes=boxes,
-            areas=areas,
-            is_crowd=is_crowd,
-            regions=self.regions,
-            estimated=estimated,
-            upright=self.upright,
-        )
+            order=order, keypoints=keypoints, is_person=is_person, boxes=boxes, areas=areas,
+            is_crowd=is_crowd, estimated=estimated,
+        )  # fmt: skip
 
 
 def measure(keypoints):
@@ -179,7 +160,7 @@ def measure(keypoints):
 
 def read_region(raw, size):
     """The segmentation of an entry as regions.pack gives it, or None. Raises ValueError."""
-    region = msgspec.json.decode(raw, type=RegionEntry, strict=False).segmentation
+    region = msgspec.json.decode(raw, type=entries.RegionEntry, strict=False).segmentation
     return pack(region, size) if region else None
 
 
@@ -191,7 +172,7 @@ def estimate_area(given, box, extent, raw, size):
     """
     boxes = [box[2] * box[3], extent]
     estimates = [IN_BOX * box for box in boxes]
-    with contextlib.suppress(msgspec.DecodeError, ValueError):
+    with contextlib.suppress(ValueError):
         region = read_region(raw, list(size))
         estimates[:0] = [float(rle_mask.area(region))] if region else []
     if given > max(boxes) / 100 and any(area / 2 <= given <= 2 * area for area in estimates):
@@ -205,23 +186,22 @@ def parse(file, path, size, mtime):
     """See `read_file`. Entries are decoded one by one: memory holds little more than the arrays."""
     if size > LARGE and dist.rank() == 0:
         print(f'reading {file} ({size / 1e6:.0f} MB)', flush=True)
-    content = load(file, path.read_bytes())
+    content = entries.load(file, path.read_bytes())
     reader = Reader(content.categories or [])
     for kind, struct, add in (
-        ('images', ImageEntry, reader.add_image),
-        ('annotations', AnnotationEntry, reader.add_annotation),
+        ('images', entries.ImageEntry, reader.add_image),
+        ('annotations', entries.AnnotationEntry, reader.add_annotation),
     ):
         decoder = msgspec.json.Decoder(struct, strict=False)
         for number, raw in enumerate(getattr(content, kind) or ()):
             try:
                 add(decoder.decode(raw), raw)
-            except (msgspec.DecodeError, ValueError) as error:
-                where = f'{file}, entry {number} of {kind}'
-                raise UserError(f'{where}: {explain(error)}; correct it, or {EXPORT}') from None
+            except ValueError as error:  # as those of msgspec are
+                where, what = f'{file}, entry {number} of {kind}', entries.explain(error)
+                raise UserError(f'{where}: {what}; correct it, or {entries.EXPORT}') from None
     if content.annotations and not reader.given:
-        raise UserError(
-            f'{file} has no keypoints: use person_keypoints_*.json, or {EXPORT}: {CVAT}'
-        )
+        advice = f'use person_keypoints_*.json, or {entries.EXPORT}: {entries.CVAT}'
+        raise UserError(f'{file} has no keypoints: {advice}')
     return reader.split(file)
 
 

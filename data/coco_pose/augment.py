@@ -75,5 +75,4 @@ def colour(photo, ranges, rng):
     stretch[:, :3] += contrast * np.eye(3, dtype=np.float32)
     stretch[:, 3] = brightness
     cv2.transform(photo, stretch, dst=photo)
-    np.clip(photo, 0, 1, out=photo)
-    return photo
+    return np.clip(photo, 0, 1, out=photo)

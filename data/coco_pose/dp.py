@@ -191,8 +191,7 @@ def prepare(config, made_for=None):
     (file, images), valid_source = splits.sources(config['data'])
     splits.find_folder(file, images)
     splits.find_folder(*valid_source)
-    category = read_file(file).category
-    return ref.fill_in(config, category if category['keypoints'] else None, file, made_for)
+    return ref.fill_in(config, read_file(file).category, file, made_for)
 
 
 def init(config, samples_done=0, train=True):

@@ -109,9 +109,9 @@ def load(file, data):
     try:
         try:
             return decoder.decode(data)
-        except msgspec.DecodeError as error:
-            if isinstance(error, msgspec.ValidationError):
-                raise
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
             # Python's own reader is slow, but takes NaN (here as null) and a byte order mark.
             content = json.loads(data, parse_constant=lambda _: None)
             return decoder.decode(msgspec.json.encode(content))

@@ -21,8 +21,7 @@ def read_photo(path, size=(0, 0), upright=False):
     size: the height and width that its annotations say, 0 for any. upright: turned as its EXIF tag
     says, and as viewers show it; otherwise the stored pixels, which are the frame of COCO's
     annotations. If only the other of the two has this size, it is what the annotations are of.
-    Raises UserError that names the photo where it is missing, broken, cut short, too
-    large or of another size.
+    Raises UserError where the photo is missing, broken, cut short, too large or of another size.
     """
     advice = 'convert it to JPEG or PNG, or choose another' if upright else 'download it again'
     try:
@@ -42,11 +41,9 @@ def read_photo(path, size=(0, 0), upright=False):
     # It fills what is missing of a JPEG with grey without a word. Pillow has stopped where the
     # pixels start, behind a preview and its end marker.
     cut_short = data.startswith(b'\xff\xd8') and data.rfind(b'\xff\xd9', start) < 0
-    photo = None
-    if pixels and not cut_short:
-        photo = decode(data, upright)
-        if photo is not None and all(size) and photo.shape[:2] == tuple(size[::-1]) != tuple(size):
-            photo = decode(data, not upright)
+    photo = decode(data, upright) if pixels and not cut_short else None
+    if photo is not None and all(size) and photo.shape[:2] == tuple(size[::-1]) != tuple(size):
+        photo = decode(data, not upright)
     if photo is None:
         problem = 'is cut short' if cut_short else 'cannot be decoded'
         raise UserError(f'photo {path} {problem} ({len(data)} bytes): {advice}')

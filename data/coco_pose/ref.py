@@ -20,6 +20,9 @@ VALID_IDS = Path(__file__).with_name('valid_id')
 UNKNOWN_SIGMA = 0.05  # of joints that COCO lacks; its own range from 0.025 (eyes) to 0.107 (hips)
 SIDES = {'left': 'right', 'right': 'left', 'l': 'r', 'r': 'l'}
 WHOLE = {'l': 'left', 'r': 'right'}
+SET_PAIRS = (
+    'set data.flip_pairs to the pairs that a mirrored photo swaps, such as [[1,2],[3,4]], or to'
+)
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,7 @@ def get_joints(settings):
         raise UserError(f'data.joints are {", ".join(names)}: expected each name once')
     for key, pair in [('skeleton', p) for p in skeleton] + [('flip_pairs', p) for p in pairs]:
         if len(pair) != 2 or not set(pair) <= set(range(K)):
-            raise UserError(
-                f'data.{key} has {list(pair)}: expected pairs of joint numbers from 0 to {K - 1}'
-            )
+            raise UserError(f'data.{key} has {list(pair)}: expected pairs of joints 0 to {K - 1}')
     if sigmas and (len(sigmas) != K or min(sigmas) <= 0):
         raise UserError(
             f'data.sigmas is {sigmas}: expected {K} numbers above 0, for {", ".join(names)}'
@@ -114,9 +115,7 @@ def flip_by_pairs(pairs, K):
     flip = {}
     for a, b in pairs:
         if twice := {a, b} & flip.keys():
-            raise UserError(
-                f'data.flip_pairs has joint {min(twice)} more than once: expected one pair'
-            )
+            raise UserError(f'data.flip_pairs has joint {min(twice)} more than once: expected once')
         flip |= {a: b, b: a}
     return tuple(flip.get(k, k) for k in range(K))
 
@@ -140,9 +139,8 @@ def flip_by_names(names):
         elif len(matches) != 1:
             found = ', '.join(names[m] for m in matches) or 'none'
             raise UserError(
-                f'joint {name}: expected one joint for its other side, found {found}; set '
-                'data.flip_pairs to the pairs that a mirrored photo swaps, such as [[1,2],[3,4]], '
-                f'or to [[{k},{k}]] where there are none'
+                f'joint {name}: expected one joint for its other side, found {found}; '
+                f'{SET_PAIRS} [[{k},{k}]] where there are none'
             )
         flip.append(matches[0] if len(matches) == 1 else k)
     return tuple(m if flip[m] == k else k for k, m in enumerate(flip))
@@ -169,9 +167,8 @@ def describe(config):
         mirrors = config['augmentation']['mirror'] > 0 or config['test']['mirror']
         text.append(
             'note: the names of the joints do not say left and right, '
-            f'{"but photos are mirrored" if mirrors else "so photos are not mirrored"}; '
-            'set data.flip_pairs to the pairs that a mirrored photo swaps, such as [[1,2],[3,4]], '
-            'or to [[0,0]] if there are none, with augmentation.mirror=0.5 test.mirror=True'
+            f'{"but photos are mirrored" if mirrors else "so photos are not mirrored"}; {SET_PAIRS}'
+            ' [[0,0]] if there are none, with augmentation.mirror=0.5 test.mirror=True'
         )
     sigmas = zip(names, joints.sigmas, strict=True)
     if guessed := [n for n, sigma in sigmas if n not in COCO.names and sigma == UNKNOWN_SIGMA]:
@@ -194,22 +191,21 @@ def check_names(names, wanted, file):
 def fill_in(config, category, file, made_for=None):
     """A copy of a config that holds all of its joints, and as many channels as they need.
 
-    category: an entry of `categories` that names the joints, or None for the config's own. file:
-    where it comes from, for errors. made_for: how many joints model.oup_dim is for, where that is
-    not the config's own number. Raises UserError.
+    category: an entry of `categories`; if it names no joints, the config's own hold. file: where it
+    comes from, for errors. made_for: how many joints model.oup_dim is for, where that is not the
+    config's own number. Raises UserError.
     """
     settings = dict(config['data'])
     made_for = made_for or len(joint_names(settings))
-    if category:
-        names, skeleton = category['keypoints'], category['skeleton'] or ()
+    if names := category['keypoints']:
+        skeleton = category['skeleton'] or ()
         if settings['joints']:
             check_names(names, settings['joints'], file)
         for pair in () if settings['skeleton'] else skeleton:
             if not all(1 <= k <= len(names) for k in pair):
                 raise UserError(
                     f'{file}, category {category["name"]}: its skeleton has {list(pair)}, expected '
-                    f'pairs of joint numbers from 1 to {len(names)}; correct it, or set '
-                    'data.skeleton'
+                    f'pairs of joints from 1 to {len(names)}; correct it, or set data.skeleton'
                 )
         settings['joints'] = list(names)
         # COCO's files count joints from 1.

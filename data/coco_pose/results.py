@@ -58,8 +58,7 @@ def truth(split):
         for row in split.annotations(number)
     ]
     images = [{'id': image_id} for image_id in split.ids.tolist()]
-    category = {'id': split.category['id'], 'name': 'person'}
-    return {'images': images, 'annotations': annotations, 'categories': [category]}
+    return {'images': images, 'annotations': annotations, 'categories': [split.category]}
 
 
 def coco_scores(split, detections, unread=0):
@@ -67,22 +66,18 @@ def coco_scores(split, detections, unread=0):
 
     unread: how many photos could not be read, which is a figure, too, unless it is 0.
     """
-    known, found = COCO(), COCO()
-    text = io.StringIO()
+    known = COCO()
     with contextlib.redirect_stdout(io.StringIO()):
         known.dataset = truth(split)
         known.createIndex()
-        if detections:
-            found = known.loadRes(copy.deepcopy(detections))  # which it adds to
-        else:  # loadRes fails on an empty list; nothing found is a result, and scores 0
-            found.dataset = known.dataset | {'annotations': []}
-            found.createIndex()
+        # It adds to what it is given, and fails on an empty list, which is a result and scores 0.
+        found = known.loadRes(copy.deepcopy(detections)) if detections else COCO()
         evaluation = COCOeval(known, found, 'keypoints')
         evaluation.params.imgIds = split.ids.tolist()
         evaluation.params.kpt_oks_sigmas = np.array(split.joints.sigmas)
         evaluation.evaluate()
         evaluation.accumulate()
-    with contextlib.redirect_stdout(text):
+    with contextlib.redirect_stdout(io.StringIO()) as text:
         evaluation.summarize()
     figures = dict(zip(STATS, evaluation.stats.tolist(), strict=True))
     return figures | ({'unread': unread} if unread else {}), text.getvalue(), evaluation

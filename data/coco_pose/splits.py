@@ -173,7 +173,8 @@ def describe(split):
     looked_at = np.linspace(0, len(split) - 1, min(len(split), LOOKED_AT), dtype=int)
     turned = sum(is_turned(split.path(number)) for number in looked_at)
     frames = ('upright', 'as stored') if split.upright else ('as stored', 'upright')
-    unknown = (split.areas[rows] == 0).sum()
+    apart = measure(people).any()
+    unknown, beyond = (split.areas[rows] == 0).sum(), outside[seen].sum() / max(seen.sum(), 1)
     notes = {
         f'{split.excluded} photos are validated on, and left out of training': split.excluded,
         f'{split.estimated} people have no plausible area, which AP depends on: it is estimated '
@@ -182,18 +183,12 @@ def describe(split):
         'hits of them, so add areas or boxes': unknown,
         f'EXIF turns {turned} of {len(looked_at)} photos looked at: they are read {frames[0]}, or '
         f'{frames[1]} where only that fits their width and height': turned,
+        'all joints lie between 0 and 1: expected pixels; multiply x by the width of the photo and '
+        'y by its height': seen.any() and abs(points[seen]).max() <= 1,
+        "all of a person's joints lie on one pixel": seen.sum() > len(rows) and not apart,
+        f'{beyond:.0%} of the joints lie outside of their photos': beyond > 0.5,
     }
-    notes = [note for note, applies in notes.items() if applies]
-    if seen.any() and abs(points[seen]).max() <= 1:
-        notes.append(
-            'all joints lie between 0 and 1: expected pixels; multiply x by the width of the photo '
-            'and y by its height'
-        )
-    elif seen.sum() > len(rows) and not measure(people).any():
-        notes.append("all of a person's joints lie on one pixel")
-    elif seen.any() and outside[seen].mean() > 0.5:
-        notes.append(f'{outside[seen].mean():.0%} of the joints lie outside of their photos')
-    return [f'note: {split.file}: {note}' for note in notes]
+    return [f'note: {split.file}: {note}' for note, applies in notes.items() if applies]
 
 
 def trains_on_valid(settings):
