@@ -13,16 +13,16 @@ class Board:
         self.writer = None
         self.shown = 0, 0  # steps and their losses (L, S), of this epoch, that have been shown
 
-    def write(self, step, scalars=(), pictures=()):
+    def write(self, step, scalars, pictures):
         """Writes numbers and pictures (H, W, 3) uint8 RGB, by name. Raises OSError."""
         from torch.utils.tensorboard import SummaryWriter  # looks at the disk when imported
 
         try:
             if self.writer is None:
                 self.writer = SummaryWriter(self.folder, purge_step=self.step or None)
-            for name, value in dict(scalars).items():
+            for name, value in scalars.items():
                 self.writer.add_scalar(name, value, step)
-            for name, picture in dict(pictures).items():
+            for name, picture in pictures.items():
                 self.writer.add_image(name, picture, step, dataformats='HWC')
             self.writer.flush()
         except OSError:
@@ -43,9 +43,8 @@ class Board:
         steps, losses = self.shown
         if sums['steps'] > steps:  # else all since then were skipped
             means = (sums['losses'] - losses) / (sums['steps'] - steps)
-            scalars = self.scalars(means, 'train') | {'training/learning rate': rate}
             self.shown = sums['steps'], sums['losses'].clone()
-            self.write(step, scalars)
+            self.write(step, self.scalars(means, 'train') | {'training/learning rate': rate}, {})
 
     def epoch(self, metrics, valid_losses, pictures):
         """An epoch's end: its metrics by name, validation losses (L, S), and pictures by name."""
@@ -57,6 +56,5 @@ class Board:
             'objective/train': metrics['objective'],
             'objective/validation': metrics['valid_objective'],
         }
-        figures = {name: value for name, value in metrics.items() if name[:2] in ('AP', 'AR')}
-        scalars |= {f'validation/{name}': value for name, value in figures.items()}
+        scalars |= {f'validation/{k}': v for k, v in metrics.items() if k[:2] in ('AP', 'AR')}
         self.write(metrics['step'], scalars, pictures)

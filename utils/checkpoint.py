@@ -74,16 +74,13 @@ def read_checkpoint(path):
 
 def describe(error):
     """What keeps a file from being read as a checkpoint, and what to do about it."""
-    found = re.search(r'GLOBAL ([\w.]+)', str(error))
-    if found:
-        return (
-            f'it holds an object of {found[1]}, whose code would have to be run; where it was '
-            'made, save the state_dict of the network'
-        )
-    if 'TorchScript' in str(error):
-        return 'it is a TorchScript archive; where it was made, save the state_dict of the network'
     if isinstance(error, ImportError):
         return "its format needs another package: 'pip install safetensors'"
+    if code := re.search(r'GLOBAL ([\w.]+)|TorchScript', str(error)):
+        return (
+            f'it holds code to be run ({code[1] or code[0]}); where it was made, save the '
+            'state_dict of the network'
+        )
     return 'it is broken, or no checkpoint; get it again from its source'
 
 

@@ -5,7 +5,6 @@ import contextlib
 import copy
 import difflib
 import importlib
-import importlib.util
 import math
 import re
 from pathlib import Path
@@ -20,14 +19,13 @@ LIMITS = {
     'model.nstack': (1, 64), 'model.inp_dim': (1, 2048), 'model.oup_dim': (1, 8192),
     'model.increase': (0, 1024), 'model.stem': (1, 1024),
     'train': (0, MOST), 'train.epochs': (1, MOST), 'train.train_iters': (1, MOST),
-    'train.valid_iters': (1, 100_000), 'train.log_iters': (1, MOST),
-    'train.batchsize': (1, 10_000), 'train.accumulate': (1, 10_000),
-    'train.num_workers': (-1, 1000), 'train.input_res': (64, 8192), 'train.sigma': (0, 1),
-    'train.ema': (0, 0.999999), 'augmentation.aim': (0, 1),
-    'train.max_num_people': (1, 10_000),
-    'augmentation': (0, 360), 'augmentation.scale': (0.01, 100), 'augmentation.mirror': (0, 1),
-    'test.batchsize': (1, 10_000), 'test.num_workers': (-1, 1000), 'test.scales': (0.01, 16),
-    'test.max_num_people': (1, 10_000), 'test.vis': (0, MOST),
+    'train.log_iters': (1, MOST), 'train.valid_iters': (1, 100_000), 'train.sigma': (0, 1),
+    'train.batchsize': (1, 10_000), 'train.accumulate': (1, 10_000), 'train.ema': (0, 0.999999),
+    'train.max_num_people': (1, 10_000), 'train.num_workers': (-1, 1000),
+    'train.input_res': (64, 8192), 'augmentation': (0, 360), 'augmentation.scale': (0.01, 100),
+    'augmentation.aim': (0, 1), 'augmentation.mirror': (0, 1), 'test.scales': (0.01, 16),
+    'test.batchsize': (1, 10_000), 'test.num_workers': (-1, 1000), 'test.vis': (0, MOST),
+    'test.max_num_people': (1, 10_000),
 }  # fmt: skip
 CHOICES = dict.fromkeys(('train.precision', 'test.precision'), ('fp32', 'bf16', 'fp16', 'auto'))
 CHOICES |= dict.fromkeys(('train.device', 'test.device'), ('auto', 'cpu', 'cuda', 'mps'))
@@ -44,8 +42,8 @@ LISTS = {
 
 def load_task(name):
     """The module task.<name>; UserError that lists the tasks if there is none."""
-    folder = Path(importlib.util.find_spec('task').submodule_search_locations[0])
-    known = sorted(p.stem for p in folder.glob('*.py') if '__config__ =' in p.read_text('utf-8'))
+    files = Path(__file__).parent.parent.glob('task/*.py')
+    known = sorted(path.stem for path in files if '__config__ =' in path.read_text('utf-8'))
     if name not in known:
         raise UserError(f'no task {name!r}: choose one of {", ".join(known)}')
     return importlib.import_module(f'task.{name}')
@@ -64,15 +62,14 @@ def apply_settings(config, settings):
     """A copy of the config with every 'a.b=value' of `settings` put in. Raises UserError."""
     config = copy.deepcopy(config)
     for setting in settings:
-        key, equals, text = setting.partition('=')
+        key, equals, value = setting.partition('=')
         if not equals:
             raise UserError(f'--set {setting}: expected key=value, for example train.batchsize=8')
+        if type(flatten(config).get(key)) is not str:
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                value = ast.literal_eval({'true': 'True', 'false': 'False'}.get(value, value))
         try:
-            value = ast.literal_eval({'true': 'True', 'false': 'False'}.get(text, text))
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            value = text
-        try:
-            put(config, key, value, text)
+            put(config, key, value)
         except UserError as error:
             raise UserError(f'--set {error}') from None
     return config
@@ -84,8 +81,8 @@ def complete(saved):
     Raises UserError that names a key; KeyError or TypeError where it is not the config of a run.
     """
     run = saved['run']
-    if type(run['task']) is not str or type(run.get('commands', [])) is not list:
-        raise TypeError
+    if type(run.get('commands', [])) is not list:
+        raise TypeError('run.commands is no list')
     config = copy.deepcopy(load_task(run['task']).__config__)
     for key, value in flatten({k: v for k, v in saved.items() if k != 'run'}).items():
         if key not in PAST:
@@ -93,19 +90,14 @@ def complete(saved):
     return config | {'run': run}
 
 
-def put(config, key, value, text=None):
-    """Replaces the entry 'train.batchsize' of a config, in place, by a value of the same type.
-
-    text: stands for the value where the entry is a text. Raises UserError.
-    """
+def put(config, key, value):
+    """Replaces an entry of a config, in place, by a value of the same type. Raises UserError."""
     flat = flatten({name: section for name, section in config.items() if name != 'run'})
     if key not in flat:
         near = difflib.get_close_matches(key, flat, n=1, cutoff=0)[0]
         raise UserError(f'{key}: no such key; the nearest is {near}')
     example = LISTS.get(key, flat[key])
     any_length = key in LISTS or (key.startswith('test.scales.') and value != [])
-    if text is not None and type(example) is str:
-        value = text
     try:
         value = conform(value, example, any_length)
     except (ValueError, OverflowError):

@@ -6,10 +6,10 @@ are tensors and plain values on the CPU (gloo), so that they never wait for a GP
 
 import contextlib
 import datetime
+import hashlib
 import os
 import socket
 import tempfile
-import zlib
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ import torch.distributed as distributed
 # One rank may be busy alone for long: reading a checkpoint, computing COCO's figures.
 PATIENCE = datetime.timedelta(hours=1)
 OWN_STORE = 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE'  # set to 1 in torchrun's environment
-PIECE = 2**25  # bytes of a file that are sent, or read, at a time
+PIECE = 2**25  # bytes of a file that are sent at a time
 store = None  # where processes meet
 
 
@@ -44,13 +44,10 @@ def start():
                 f'torchrun on several machines cannot restart: start it on each of them with '
                 f"'{OWN_STORE}=1 torchrun --nnodes ...'"
             )
+        # Names of both backends: tensors on a GPU travel by NCCL, those on the CPU by gloo.
+        backends = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
         distributed.init_process_group(
-            # Names of both backends: tensors on a GPU travel by NCCL, those on the CPU by gloo.
-            'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo',
-            store=store,
-            rank=number,
-            world_size=count,
-            timeout=PATIENCE,
+            backends, timeout=PATIENCE, store=store, rank=number, world_size=count
         )
 
 
@@ -100,11 +97,7 @@ def is_first_to_say(text):
 
 def any_rank(flag):
     """Whether the flag is true on any rank: a decision that all take alike."""
-    if world_size() == 1:
-        return bool(flag)
-    flags = torch.tensor(int(bool(flag)))
-    distributed.all_reduce(flags, distributed.ReduceOp.MAX)
-    return bool(flags)
+    return bool(gather(torch.tensor([int(bool(flag))])).any())
 
 
 def gather(tensor):
@@ -119,13 +112,11 @@ def gather(tensor):
 
 def mean(tensor):
     """The mean of a CPU tensor over all ranks, which add it up in the same order."""
-    return gather(tensor[None]).mean(0) if world_size() > 1 else tensor
+    return gather(tensor[None]).mean(0)
 
 
 def gather_values(value):
-    """The plain values that the ranks have, as a list on rank 0; elsewhere an empty one."""
-    if world_size() == 1:
-        return [value]
+    """The plain values that ranks under torchrun have, as a list on rank 0; elsewhere []."""
     values = [None] * world_size() if rank() == 0 else None
     distributed.gather_object(value, values)
     return values or []
@@ -157,49 +148,37 @@ def shared_file(path):
     if world_size() == 1:
         yield path
         return
-    wanted = share(lambda: file_key(path))
-    try:
-        lacks = file_key(path) != wanted
-    except OSError:
-        lacks = True
+    wanted, lacks = share(lambda: file_hash(path)), True
+    with contextlib.suppress(OSError):
+        lacks = file_hash(path) != wanted
     with tempfile.TemporaryDirectory() if lacks else contextlib.nullcontext() as folder:
+        found = Path(folder, path.name) if lacks else path
         if any_rank(lacks):
-            copy = Path(folder, path.name) if lacks else os.devnull
-            with open(path, 'rb') if rank() == 0 else open(copy, 'wb') as stream:
-                for start in range(0, wanted[0], PIECE):
-                    piece = torch.empty(min(PIECE, wanted[0] - start), dtype=torch.uint8)
-                    if rank() == 0:
-                        stream.readinto(piece.numpy())
-                    distributed.broadcast(piece, 0)
+            with open(found, 'wb' if lacks else 'rb') as stream:
+                while piece := share(lambda: stream.read(PIECE)):
                     if lacks:
-                        stream.write(piece.numpy())
-        yield copy if lacks else path
+                        stream.write(piece)
+        yield found
 
 
-def file_key(path):
-    """Size and check sum of a file."""
-    size = total = 0
+def file_hash(path):
+    """The SHA-256 of a file."""
     with open(path, 'rb') as stream:
-        while piece := stream.read(PIECE):
-            size, total = size + len(piece), zlib.crc32(piece, total)
-    return size, total
+        return hashlib.file_digest(stream, 'sha256').digest()
 
 
 def launch_marks():
-    """What marks this launch of torchrun, the same after a restart: its id, and its agents.
+    """What marks this launch of torchrun, the same after a restart: on rank 0 its id and agents.
 
-    An agent is the torchrun process of one machine, which outlives the processes it restarts. At
-    least one of them is still there when others, and their machines, have gone. A count of restarts
+    An agent is the torchrun process of one machine, which outlives the processes it restarts; one
+    of them at least is still there when others, with their machines, have gone. A count of restarts
     is not enough: a launch that was refused is restarted as well.
     """
     if not active():
         return []
-    agent = os.getppid()
-    try:  # with the time of its start, since numbers of processes come back
-        started = Path(f'/proc/{agent}/stat').read_text('utf-8').rpartition(')')[2].split()[19]
-    except OSError:
-        started = ''
-    marks = [''] * world_size()
-    distributed.all_gather_object(marks, f'{socket.gethostname()} {agent} {started}')
+    agent = f'{socket.gethostname()} {os.getppid()}'
+    with contextlib.suppress(OSError):  # which only Linux has
+        stat = Path(f'/proc/{os.getppid()}/stat').read_text('utf-8')
+        agent += stat.rpartition(')')[2].split()[19]  # its start, as process numbers come back
     named = os.environ.get('TORCHELASTIC_RUN_ID', 'none')
-    return sorted({*marks, named} - {'none'})
+    return sorted({*gather_values(agent), named} - {'none'})

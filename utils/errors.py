@@ -51,47 +51,42 @@ def exit_code(main):
     """
     if hasattr(sys.stdout, 'reconfigure'):  # a terminal may lack letters, as of joints' names
         sys.stdout.reconfigure(errors='backslashreplace')
-    code = run(main)
+    try:
+        code = main() or 0
+    except (UserError, dist.LaunchError) as error:
+        code = say(error, 2)
+    except KeyboardInterrupt:
+        code = say('interrupted', 128 + signal.SIGINT)
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        # The last two come from reading from a worker that has gone, or were raised within one.
+        gone = not isinstance(error, RuntimeError) and not reason.startswith('Caught ')
+        if dist.is_loss_of_rank(error):
+            code, rank = 1, dist.rank()
+            print(f'error: rank {rank} lost another rank, see there: {reason}', file=sys.stderr)
+        elif gone or re.search('killed by signal|exited unexpectedly', reason):
+            code = say(
+                f'a process that loads images died, most likely out of memory ({reason}): lower '
+                'num_workers or batchsize (--set), or give the machine more (shared) memory; what '
+                'was saved is intact, and training goes on from it with -c',
+                2,
+            )
+        else:
+            raise
+    except OSError as error:
+        if str(error).startswith('Caught '):  # in a worker
+            raise
+        named = error.filename and error.strerror
+        code = say(f'{error.filename}: {error.strerror}' if named else error, 1)
+    else:
+        dist.stop()
+    finally:
+        end_workers()
     if dist.active():
         # The threads of the process group may abort a process that ends the usual way.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    return code
-
-
-def run(main):
-    """Calls main(); returns the exit code, errors that a user can cause said."""
-    try:
-        code = main() or 0
-    except (UserError, dist.LaunchError) as error:
-        return say(error, 2)
-    except KeyboardInterrupt:
-        return say('interrupted', 128 + signal.SIGINT)
-    except (RuntimeError, EOFError, ConnectionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if dist.is_loss_of_rank(error):
-            rank = dist.rank()
-            print(f'error: rank {rank} lost another rank, see there: {reason}', file=sys.stderr)
-            return 1
-        # The last two come from reading from a worker that has gone, or were raised within one.
-        gone = not isinstance(error, RuntimeError) and not reason.startswith('Caught ')
-        if not gone and not re.search('killed by signal|exited unexpectedly', reason):
-            raise
-        print(
-            f'error: a process that loads images died, most likely out of memory ({reason}): '
-            'lower num_workers or batchsize (--set), or give the machine more (shared) memory; '
-            'what was saved is intact, and training goes on from it with -c', file=sys.stderr,
-        )  # fmt: skip
-        return 2
-    except OSError as error:
-        if str(error).startswith('Caught '):  # in a worker
-            raise
-        named = error.filename and error.strerror
-        return say(f'{error.filename}: {error.strerror}' if named else error, 1)
-    finally:
-        end_workers()
-    dist.stop()
     return code
 
 

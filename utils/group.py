@@ -37,14 +37,8 @@ class HeatmapParser:
     'solver', whom munkres 1.1.4 chooses, or 'value', the people whose joints are surest so far.
     """
 
-    def __init__(
-        self,
-        detection_val=0.1,
-        tag_val=1.0,
-        max_num_people=30,
-        joint_order=None,
-        tie_break='solver',
-    ):
+    def __init__(self, detection_val=0.1, tag_val=1.0, max_num_people=30, joint_order=None,
+                 tie_break='solver'):  # fmt: skip
         self.detection_val, self.tag_val = detection_val, tag_val
         self.max_num_people = max_num_people
         self.joint_order, self.tie_break = joint_order, tie_break

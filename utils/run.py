@@ -13,11 +13,6 @@ from pathlib import Path
 
 import torch
 
-try:
-    import fcntl
-except ImportError:  # Windows has none, and a run there no lock
-    fcntl = None
-
 from utils import dist
 from utils.checkpoint import read_checkpoint, write_atomically, write_json
 from utils.config import complete, load_task
@@ -35,7 +30,7 @@ def find_run(text, anywhere=False):
 class Run:
     """The folder of one experiment. Nothing is written before `create`.
 
-    The run is looked for in exp/ of the working folder, and with `anywhere` then in that of the
+    It is looked for in exp/ of the working folder, and with `anywhere` then in that of the
     repository and, if it has no checkpoint there, among the weights that are part of models/.
     """
 
@@ -92,18 +87,15 @@ class Run:
             if self.checkpoint() == self.included:
                 return complete(read_checkpoint(self.included)['config'])
             return copy.deepcopy(load_task(task).__config__) | {'run': {'task': task}}
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise UserError(f'{self.config_path} is not the config of a run ({error})') from None
-        except UserError as error:
-            raise UserError(f'{self.config_path}: {error}') from None
+        except (ValueError, TypeError, KeyError, RecursionError, UserError) as error:
+            raise UserError(f'{self.config_path} is not the config of a run: {error}') from None
 
     def is_of_launch(self, marks):
         """Whether it was last started by the torchrun with these marks, see dist.launch_marks."""
-        try:
-            last = json.loads(self.config_path.read_text('utf-8'))['run']['commands'][-1]
-            return not set(marks).isdisjoint(last.get('launch', []))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return False
+        with contextlib.suppress(UserError, LookupError, TypeError, AttributeError):
+            last = self.config('pose')['run']['commands'][-1]
+            return not set(marks).isdisjoint(last['launch'])
+        return False
 
     def lock(self):
         """Keeps other programs from training this run until this one ends, however it ends.
@@ -111,18 +103,17 @@ class Run:
         The lock is that of this process alone: it does not pass to those that load images, which
         may outlive it. Raises UserError where another holds it; a system without locks has none.
         """
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl  # which Windows lacks
+
             self.folder.mkdir(parents=True, exist_ok=True)
             self.holder = open(self.folder / 'lock', 'a+', encoding='utf-8')  # open until the end
             try:
-                if fcntl:
-                    fcntl.lockf(self.holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(self.holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 self.holder.seek(0)
                 who = self.holder.read().strip() or 'another program'
-                raise UserError(
-                    f'{self.folder} is being trained by {who}: end that first'
-                ) from None
+                raise UserError(f'{self.folder} is being trained by {who}: end it first') from None
             self.holder.truncate(0)
             self.holder.write(f'process {os.getpid()} on {socket.gethostname()}\n')
             self.holder.flush()
@@ -131,7 +122,7 @@ class Run:
         """Makes the folder and records the config with the command, versions and commit.
 
         launch: see dist.launch_marks. new: whether this program begins the run, which another may
-        have begun, and ended, since it looked. Raises UserError.
+        have begun, and ended, since it looked. Raises UserError, and OSError, as on a full disk.
         """
         if new:
             self.lock()
@@ -145,14 +136,8 @@ class Run:
             'launch': list(launch),
         }
         config['run'].setdefault('commands', []).append(record)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.config_path, config)
-        except OSError as error:
-            raise UserError(
-                f'cannot write {self.config_path} ({error.strerror}): runs need room in '
-                f'{EXPERIMENTS.absolute()}'
-            ) from None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.config_path, config)
 
     def log(self, text):
         """Adds a line to the run's log."""
@@ -162,11 +147,10 @@ class Run:
     def add_results(self, name, figures):
         """Adds the figures of an evaluation to results.json, in place of earlier ones."""
         path = self.folder / 'results.json'
-        try:
-            kept = json.loads(path.read_text('utf-8'))
-        except (OSError, ValueError):  # none yet, or cut off by a kill of an older version
-            kept = {}
-        write_json(path, (kept if isinstance(kept, dict) else {}) | {name: figures})
+        results = {}
+        with contextlib.suppress(OSError, ValueError):  # none yet, or cut off by an older version
+            results = json.loads(path.read_text('utf-8'))
+        write_json(path, results | {name: figures})
 
     def save(self, state, which='checkpoint'):
         """Saves a checkpoint; a kill at any moment leaves the old one or the new one.
