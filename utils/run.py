@@ -122,7 +122,7 @@ class Run:
         """Makes the folder and records the config with the command, versions and commit.
 
         launch: see dist.launch_marks. new: whether this program begins the run, which another may
-        have begun, and ended, since it looked. Raises UserError, and OSError, as on a full disk.
+        have begun, and ended, since it looked. Raises UserError.
         """
         if new:
             self.lock()
@@ -136,8 +136,14 @@ class Run:
             'launch': list(launch),
         }
         config['run'].setdefault('commands', []).append(record)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.config_path, config)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.config_path, config)
+        except OSError as error:
+            raise UserError(
+                f'cannot write {self.config_path} ({error.strerror}): runs need room in '
+                f'{EXPERIMENTS.absolute()}'
+            ) from None
 
     def log(self, text):
         """Adds a line to the run's log."""
