@@ -14,9 +14,9 @@ python test.py -c run1 -m multi --annotations image_info_test-dev2017.json --ima
 from test import load, multiperson, aggregate the same from Python, see README.md
 """
 
-import argparse
 import importlib
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from itertools import zip_longest
 from pathlib import Path
 
@@ -246,9 +246,7 @@ def parse_scales(text):
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('-c', '--continue_exp', '-e', '--exp', dest='exp', default='pose')
     parser.add_argument('-t', '--task', default='pose', help='config of weights without their own')
     parser.add_argument('-m', '--mode', choices=['single', 'multi'], default='single')

@@ -8,13 +8,13 @@ torchrun --nproc-per-node 8 train.py -e run1     a process for each of 8 GPUs
 python train.py -e new --init exp/run1           a new run with the (best) weights of run1
 """
 
-import argparse
 import contextlib
 import copy
 import importlib
 import signal
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import torch
@@ -340,9 +340,7 @@ def new_config(args):
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('-t', '--task', default='pose', help='a module in task/')
     name = parser.add_mutually_exclusive_group()
     name.add_argument('-e', '--exp', default='pose', help='name of a new run')

@@ -89,7 +89,7 @@ def test_networks_and_losses_need_torch_alone(source):
 
 def test_the_table_is_read():
     """The reader of imports sees what is there."""
-    assert {'test.evaluate', 'argparse', 'utils.run.Run'} <= imports('train.py')
+    assert {'test.evaluate', 'importlib', 'utils.run.Run'} <= imports('train.py')
     assert 'models.layers.Hourglass' in imports('models/posenet.py')
     assert len(SOURCES) > 15 and 'data/coco_pose/dp.py' in SOURCES
 
