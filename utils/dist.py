@@ -154,7 +154,7 @@ def shared_file(path):
     with tempfile.TemporaryDirectory() if lacks else contextlib.nullcontext() as folder:
         found = Path(folder, path.name) if lacks else path
         if any_rank(lacks):
-            with open(found, 'wb' if lacks else 'rb') as stream:
+            with open(found, 'wb') if lacks else open(found, 'rb') as stream:
                 while piece := share(lambda: stream.read(PIECE)):
                     if lacks:
                         stream.write(piece)
