@@ -269,6 +269,13 @@ for name in ('same', 'other', 'missing', 'nowhere'):
         assert path == Path(name) or not path.parent.exists()
     except FileNotFoundError:
         say('is not there')
+
+def read():
+    with dist.shared_file(Path('same')) as path:
+        return path.read_bytes()
+
+name = 'within'
+say(dist.share(read))
 dist.stop()
 """
 
@@ -288,6 +295,8 @@ def test_a_rank_that_does_not_see_the_file_of_rank_0_is_sent_it(tmp_path):
         for rank, own in ((0, True), (1, sees)):
             assert f"{name} {rank} {name} {own} b'0123456789 of rank 0'" in lines, output
     assert [line for line in lines if 'nowhere' in line and 'is not there' in line][1:], output
+    # Rank 0 may read a file while the others wait for what it makes of it, as for a run's config.
+    assert {f"within {rank} b'0123456789 of rank 0'" for rank in (0, 1)} <= set(lines), output
 
 
 def test_shares_of_ranks_are_the_batches_of_one(monkeypatch):

@@ -11,7 +11,6 @@ The run is tested with test.py -c NAME, and fine-tuned with train.py -e NEW --in
 """
 
 import copy
-import hashlib
 import itertools
 import json
 import re
@@ -25,6 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from utils.checkpoint import check_plain, read_checkpoint, write_atomically
 from utils.config import apply_settings, check_config, flatten, load_task
+from utils.dist import file_hash
 from utils.errors import UserError, exit_code
 from utils.onnx_model import is_onnx, write_onnx
 from utils.run import find_run
@@ -173,7 +173,7 @@ def convert(path, run):
         network = load_task(config['run']['task']).make_network(config).network
     if problem := describe_misfits(network.state_dict(), weights):
         raise UserError(f'{path} does not fit the network that its shapes suggest: {problem}')
-    config['run']['source'] = {'file': path.name, 'sha256': sha256(path)}
+    config['run']['source'] = {'file': path.name, 'sha256': file_hash(path).hex()}
     run.create(config)
     for name, value in weights.items():  # cloned, or a view is saved with all of its storage
         weights[name] = (value.float() if value.is_floating_point() else value).clone()
@@ -187,12 +187,6 @@ def convert(path, run):
 def count_parameters(weights):
     """The number of values that a network learns: all but BatchNorm's statistics."""
     return sum(v.numel() for k, v in weights.items() if not re.search(r'\.(running_|num_)', k))
-
-
-def sha256(path):
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, 'rb') as stream:
-        return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
 def measured_figures(run, which):
@@ -261,7 +255,7 @@ def publish(run, path, which, bfloat16=False, last=False):
         f'{path}: {path.stat().st_size:,} bytes, {count_parameters(weights):,} parameters '
         f'of {run.checkpoint(which)}, {", ".join(aps) or "no AP: measure one with test.py first"}'
     )
-    print(f'SHA-256 {sha256(path)}')
+    print(f'SHA-256 {file_hash(path).hex()}')
 
 
 def main():

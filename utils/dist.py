@@ -20,6 +20,7 @@ PATIENCE = datetime.timedelta(hours=1)
 OWN_STORE = 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE'  # set to 1 in torchrun's environment
 PIECE = 2**25  # bytes of a file that are sent at a time
 store = None  # where processes meet
+reads_alone = False  # whether rank 0 is within `share`, where the others wait for it
 
 
 class LaunchError(Exception):
@@ -126,12 +127,16 @@ def share(read):
     """What `read` returns, or raises, on rank 0, on every rank; only rank 0 calls it."""
     if world_size() == 1:
         return read()
+    global reads_alone
     result = [None, None]
     if rank() == 0:
+        reads_alone = True
         try:
             result[0] = read()
         except Exception as error:
             result[1] = error
+        finally:
+            reads_alone = False
     distributed.broadcast_object_list(result)
     if result[1]:
         raise result[1]
@@ -143,9 +148,10 @@ def shared_file(path):
     """Gives the path at which this rank reads rank 0's file: the same, or that of a copy.
 
     A rank that sees another file there, or none, as on another machine, is sent a temporary copy in
-    pieces. Raises OSError on every rank where rank 0 cannot read it.
+    pieces. Raises OSError on every rank where rank 0 cannot read it. Within `share` rank 0 is given
+    the path as if it were alone.
     """
-    if world_size() == 1:
+    if world_size() == 1 or reads_alone:
         yield path
         return
     wanted, lacks = share(lambda: file_hash(path)), True

@@ -156,7 +156,7 @@ class Run:
         results = {}
         with contextlib.suppress(OSError, ValueError):  # none yet, or cut off by an older version
             results = json.loads(path.read_text('utf-8'))
-        write_json(path, results | {name: figures})
+        write_json(path, (results if isinstance(results, dict) else {}) | {name: figures})
 
     def save(self, state, which='checkpoint'):
         """Saves a checkpoint; a kill at any moment leaves the old one or the new one.
