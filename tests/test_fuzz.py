@@ -75,17 +75,19 @@ def test_a_flipped_bit_in_a_weight_is_noticed(work, configure):
     [
         torch.tensor([1.0, math.nan]),
         torch.tensor([1.0, math.inf]),
+        torch.tensor([1.0, -math.inf]),
         torch.zeros(1).expand(2),
         torch.zeros(2, dtype=torch.complex64),
         torch.empty(2, device='meta'),
         torch.zeros(2).to_sparse(),
         torch.zeros(2).to(torch.float8_e4m3fn),
     ],
-    ids=['nan', 'inf', 'repeated', 'complex', 'meta', 'sparse', 'float8'],
+    ids=['nan', 'inf', '-inf', 'repeated', 'complex', 'meta', 'sparse', 'float8'],
 )
 def test_weights_that_are_no_plain_numbers(tmp_path, value):
     path = tmp_path / 'weights.pth.tar'
-    torch.save({'state_dict': {'a.weight': torch.ones(2), 'b.weight': value}}, path)
+    fine = {'a.weight': torch.ones(2), 'a.empty': torch.zeros(0)}
+    torch.save({'state_dict': {**fine, 'b.weight': value}}, path)
     with pytest.raises(UserError, match='weights.pth.tar .* finite numbers: b.weight'):
         read_checkpoint(path)
 
