@@ -27,6 +27,9 @@ ROOT = Path(__file__).parent.parent
 # The tests' figures are those of a CPU; tests/test_gpu.py alone gives the GPUs back.
 WITH_GPUS = common.with_root_on_path()
 os.environ['CUDA_VISIBLE_DEVICES'] = ''
+# Two tests run at a time, see pyproject.toml: their networks are small, and threads would wait.
+os.environ['OMP_NUM_THREADS'] = '1'
+torch.set_num_threads(1)
 PATIENCE = 120  # seconds for one test
 # A network and a training of a second or two.
 TINY = (

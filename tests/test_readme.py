@@ -111,7 +111,6 @@ def run_ranks(words):
 
 def test_every_command_runs(place, tiny, monkeypatch):
     monkeypatch.setattr(sys, 'argv', sys.argv)
-    monkeypatch.setenv('OMP_NUM_THREADS', '1')
     found = commands()
     assert len(found) > 20
     for command in found:

@@ -31,7 +31,6 @@ def test_workers_load_photos_under_spawn(make_coco, tiny, run_script, work, monk
     (work / 'start').mkdir()
     (work / 'start' / 'sitecustomize.py').write_text(START.format(missing=missing))
     monkeypatch.setenv('PYTHONPATH', str(work / 'start'), prepend=os.pathsep)
-    monkeypatch.setenv('OMP_NUM_THREADS', '1')
     data = make_coco(people=(1, 2))
     settings = [*data.settings, *tiny, 'train.train_iters=2', 'train.num_workers=1',
                 'train.eval_epochs=1', 'test.num_workers=1']  # fmt: skip
