@@ -17,9 +17,7 @@ import numpy as np
 import pytest
 
 from data import synthetic
-from task import pose
 from tests.faults import common
-from utils.config import flatten
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -128,13 +126,6 @@ def test_every_command_runs(place, tiny, monkeypatch):
     exec(compile(re.sub('^    ', '', code, flags=re.MULTILINE), 'README.md', 'exec'), names)
     assert names['people'].shape[1:] == (17, 5) and names['transform'].shape == (2, 3)
     assert (place / 'drawn.jpg').is_file()
-
-
-def test_the_table_of_keys_has_the_defaults_of_the_config():
-    rows = re.findall(r'^\| `([a-z_.]+)` \| (\S+) \|', README, re.MULTILINE)
-    assert len(rows) > 10
-    config = flatten(pose.__config__)
-    assert {key: value for key, value in rows} == {key: repr(config[key]) for key, _ in rows}
 
 
 def test_errors_of_the_troubleshooting_table_are_the_programs():
