@@ -57,7 +57,7 @@ __config__ = {
         'decay_rate': 1e-5,  # the same step twice is a drop
         'ema': 0.0,  # decay per step of the moving average of weights that is then tested; 0: none
         'clip_norm': 0.0,  # gradients are scaled down to this norm; 0 means never
-        'on_nonfinite': 'stop',  # or 'skip' a step whose loss is not finite, up to 10 in a row
+        'on_nonfinite': 'stop',  # loss or gradient: 'stop', or 'skip' up to 10 steps in a row
         'loss_weights': {'detection': 1.0, 'push': 1e-3, 'pull': 1e-3},
         'device': 'auto',  # 'cpu', 'cuda', 'mps' (Apple), or 'auto': 'cuda' where there is one
         'precision': 'auto',  # 'fp32', 'bf16', 'fp16', or 'auto': what the device is fast at
@@ -65,7 +65,7 @@ __config__ = {
         'compile': False,  # torch.compile: some minutes at the start for faster steps
         'num_workers': -1,  # processes that prepare images; -1 means the cores there are, up to 8
         'log_iters': 10,  # steps between two readings of the losses
-        'save_minutes': 10.0,  # a checkpoint at the end of each epoch, and at least this often
+        'save_minutes': 10.0,  # between checkpoints; one also comes before each AP, and at the end
     },
     # How far a training image strays from the whole photo, centred.
     'augmentation': {

@@ -1,6 +1,6 @@
 """A stand-in of COCO 2017's training annotations, to measure what its size costs.
 
-python -m tests.coco_size FILE            236 MB: 118,287 images, 262,465 annotations
+python -m tests.coco_size FILE            239 MB: 118,287 images, 262,465 annotations
 python -m tests.coco_size FILE --measure  CPU seconds and memory of opening FILE's splits
 
 No part of the tests: writing such a file takes minutes. Its photos, in images/ beside it, are three
