@@ -555,3 +555,27 @@ def test_without_the_mirror_image_one_pass_counts():
     func.config['test']['mirror'] = False
     people, scores = multiperson(photo, func, 'single')
     assert calls == [2, 1] and people.shape[1:] == (K, 4) and len(scores) == 0
+
+
+def test_the_network_has_every_thread_and_what_follows_it_one(monkeypatch):
+    """Many small operations: two threads would wait for one another at the end of each."""
+    seen = []
+
+    def noted(name, function):
+        def call(*args):
+            seen.append((name, torch.get_num_threads()))
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(test, 'refine', noted('refine', test.refine))
+    monkeypatch.setattr('utils.multiscale.merge', noted('merge', test.merge))
+    scene = noted('network', Scene(np.full((1, K, 3), 60.0), np.zeros((1, 1))))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        multiperson(np.zeros((64, 64, 3), np.uint8), scene)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [('network', 2), ('merge', 1), ('refine', 1)]
