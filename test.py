@@ -95,12 +95,12 @@ def load(name, which='checkpoint', task='pose', settings=()):
 @one_thread()
 def group_seen(det, tag, matrix, settings, joint_order=None):
     """As `group`, with the joints (P, K) that were seen, not filled in by refine, before scores."""
-    keys = ('detection_val', 'tag_val', 'max_num_people', 'tie_break')
+    keys = ('detection_val', 'tag_val', 'max_num_people', 'tie_break', 'subpixel')
     parser = HeatmapParser(**{key: settings[key] for key in keys}, joint_order=joint_order)
     people = parser.parse(det[None], tag[None])[0]
     scores, seen = people[:, :, 2].mean(1), people[:, :, 2] > 0
     if settings['refine'] and len(people) > 0:
-        people = refine(det, tag, people)
+        people = refine(det, tag, people, settings['subpixel'])
     found = people[:, :, 2] > 0
     people[found, :2] = kpt_affine(people[found, :2], matrix)
     return people, seen, scores

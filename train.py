@@ -29,6 +29,7 @@ from utils.config import apply_settings, check_config, check_shares, load_task
 from utils.device import choose_device, choose_precision, spread
 from utils.draw import draw_heatmaps, stacked
 from utils.errors import UserError, exit_code
+from utils.optimizer import make_optimizer
 from utils.report import Report, describe, format_losses
 from utils.run import Run, find_run
 from utils.state import State
@@ -69,7 +70,7 @@ def split(batch, passes, model):
 
 
 def train_step(model, optimizer, scaler, batch, lr, settings, dtype):
-    """One step of Adam on this rank's share of a batch. settings: the config's 'train'.
+    """One step on this rank's share of a batch. settings: the config's 'train'.
 
     scaler: a GradScaler, which only float16 needs. Returns, on the device, the mean losses (L, S)
     and the norm of the gradients, and whether the step was applied: with float16 or
@@ -282,11 +283,10 @@ def prepare(args):
         weights = read_checkpoint(Path(init))['state_dict']
         new_layers = load_network(network, weights, init, any_outputs=True)
     model = spread(task, device, config['train']['compile'], equal=resumes)
-    state = State(network, torch.optim.Adam(task.parameters(), fused=True), config, dtype)
+    state = State(network, make_optimizer(task, config['train']), config, dtype)
     if resumes:
         state.load(checkpoint, run.checkpoint())
     loaders = importlib.import_module(config['data_provider']).init(config, state.samples)
-
     report = Report(run, config['train']['loss_weights'], state.step)
     if dist.rank() == 0:  # which looks at some photos for the notes
         run.create(config, launch, new=not resumes)

@@ -48,10 +48,12 @@ __config__ = {
         'input_res': 512,  # pixels, the side of the network's square input
         'output_res': 128,  # pixels, the side of its heatmaps: input_res / 4
         'sigma': 0.015625,  # of the heatmaps' Gaussians, times output_res: 128 / 64 = 2 pixels
+        'subpixel': False,  # Gaussians lie on the joints, not on their pixels; as test.subpixel
         'mask_unlabelled': False,  # leave out people without any labelled joint, as crowds are
         'max_num_people': 30,  # people per image whose tags are trained, the largest first
         'augment': True,  # random geometry and colour, in the ranges of 'augmentation'
-        'learning_rate': 2e-4,  # Adam's
+        'optimizer': 'adam',  # or 'muon', which learns more from an image with BatchNorm
+        'learning_rate': 2e-4,  # of either optimizer
         'warmup_iters': 0,  # steps over which the rate rises from 0
         'decay_iters': [200000, 200000],  # steps between which it goes straight to decay_rate:
         'decay_rate': 1e-5,  # the same step twice is a drop
@@ -93,6 +95,7 @@ __config__ = {
         # Who gets a peak where several people's tags are equally far once rounded: 'solver', whom
         # munkres 1.1.4 chooses, as in the published figures, or 'value', whose joints are surest.
         'tie_break': 'solver',
+        'subpixel': False,  # place joints by the Gaussian through a peak, not by a quarter pixel
         'refine': True,  # fill in the joints that a person lacks
         'shuffle_tags': False,  # a control: tags in random places, so joints are grouped by chance
         'device': 'auto',  # as in 'train'

@@ -97,10 +97,35 @@ def test_a_heatmap_is_a_gaussian_cut_to_its_window():
             assert heatmap[y, x] == pytest.approx(value, abs=1e-6)
 
 
-def test_people_are_joined_by_the_maximum():
+def test_a_subpixel_gaussian_lies_on_its_joint():
+    """Also a joint's less than a pixel before the frame, which counts to the first pixel."""
+    R, sigma = 32, 1.5
+    joints = np.zeros((1, 17, 3))
+    joints[0, [0, 3, 16]] = (20.9, 8.2, 2), (-0.6, 31.7, 1), (5.5, 5.5, 2)
+    heatmaps = GenerateHeatmap(R, 17, sigma, subpixel=True)(joints)
+    rows, columns = np.mgrid[:R, :R]
+    for k, (x, y, v) in enumerate(joints[0]):
+        gaps = (columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2
+        near = np.maximum(abs(columns - int(x)), abs(rows - int(y))) <= int(3 * sigma + 1)
+        wanted = np.exp(-gaps / (2 * sigma**2)) * near * (v > 0)
+        np.testing.assert_allclose(heatmaps[k], wanted, atol=1e-6)
+    assert heatmaps[16].max() == 1  # in the middle of its pixel
+
+
+def test_the_config_says_whether_heatmaps_are_of_pixels(make_coco, configure):
+    coco = make_coco()
+    pixels, joints = (
+        dataset(coco, configure, f'train.subpixel={value}')[0, 0]['heatmaps']
+        for value in (False, True)
+    )
+    assert pixels.max() == 1 and 0.8 < joints.max() < 1
+
+
+@pytest.mark.parametrize('subpixel', [False, True])
+def test_people_are_joined_by_the_maximum(subpixel):
     people = random_people(np.random.default_rng(1), 8, 64)
     people[1, :, :2] = people[0, :, :2] + 2  # close enough to overlap
-    draw = GenerateHeatmap(64, 17)
+    draw = GenerateHeatmap(64, 17, subpixel=subpixel)
     alone = [draw(people[p : p + 1]) for p in range(8)]
     np.testing.assert_array_equal(draw(people), np.max(alone, 0))
     assert not draw(people[:0]).any()

@@ -18,7 +18,7 @@ from test import multiperson, refine
 from tests import references
 from utils.affine import kpt_affine
 from utils.assignment import assign
-from utils.group import COCO_ORDER, HeatmapParser
+from utils.group import COCO_ORDER, HeatmapParser, adjust
 
 K = 17
 FLIP = list(ref.COCO.flip)
@@ -223,6 +223,37 @@ def test_adjust_moves_a_quarter_toward_the_larger_neighbour():
     assert parser.parse(det, tag, adjust_points=False)[0][0, 0, :2].tolist() == [7, 5]
     det[0, 0, 5, 8] = det[0, 0, 4, 7] = 0
     assert parser.parse(det, tag)[0][0, 0, :2].tolist() == [7.25, 5.25]  # equal neighbours
+
+
+def test_subpixel_finds_where_a_gaussian_was_drawn():
+    """Between pixels, in x and y, for peaks and for the joints that refine fills in."""
+    centres = np.random.default_rng(0).uniform(3, 29, (K, 2))
+    y, x = np.mgrid[:32, :32] + 0.5  # a pixel's centre
+    gaps = (x - centres[:, 0, None, None]) ** 2 + (y - centres[:, 1, None, None]) ** 2
+    det = np.exp(-gaps / (2 * 1.2**2)).astype(np.float32)
+    tag = np.zeros((K, 32, 32, 1), np.float32)
+    (person,) = group_one(det, tag, subpixel=True)
+    np.testing.assert_allclose(person[:, :2], centres, atol=1e-3)
+    assert np.abs(group_one(det, tag)[0, :, :2] - centres).max() > 0.1
+    person[1:] = 0
+    np.testing.assert_allclose(refine(det, tag, person, True)[:, :2], centres, atol=1e-3)
+    settings = {**pose.__config__['test'], 'subpixel': True, 'detection_val': 0.9}
+    people, seen, _ = test.group_seen(*map(torch.tensor, (det, tag)), np.eye(2, 3), settings)
+    assert 0 < seen.sum() < K  # the others are filled in
+    np.testing.assert_allclose(people[0, :, :2], centres, atol=1e-3)
+
+
+def test_subpixel_never_leaves_the_pixel():
+    """Whatever surrounds it: noise, a plateau, the frame, the edge of a photo, nothing above 0."""
+    rng = np.random.default_rng(0)
+    det = torch.from_numpy(rng.normal(0, 0.5, (2, 3, 9, 8)).astype(np.float32))
+    det[0, 0], det[0, 1, :, 4:], det[1, 2, 5:] = 0.5, -torch.inf, 0
+    pixels = torch.cartesian_prod(*map(torch.arange, det.shape))
+    points = adjust(pixels, det, subpixel=True)
+    assert points.isfinite().all()
+    assert (points - pixels[:, [3, 2]] - 0.5).abs().max() <= 0.5
+    plateau = (pixels[:, :2] == 0).all(1)
+    assert torch.equal(points[plateau], pixels[plateau][:, [3, 2]] + 0.5)
 
 
 def test_peaks_at_the_border_are_found():

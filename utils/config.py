@@ -30,9 +30,12 @@ LIMITS = {
 CHOICES = dict.fromkeys(('train.precision', 'test.precision'), ('fp32', 'bf16', 'fp16', 'auto'))
 CHOICES |= dict.fromkeys(('train.device', 'test.device'), ('auto', 'cpu', 'cuda', 'mps'))
 CHOICES |= {'train.on_nonfinite': ('stop', 'skip'), 'test.tie_break': ('solver', 'value')}
+CHOICES |= {'train.optimizer': ('adam', 'muon')}
 # The code that keys name: a config from elsewhere runs no other.
 CODE = {'network': r'(models(?:\.\w+)+)\.(\w+)', 'data_provider': r'(data(?:\.\w+)+)()'}
 PAST = {'train.joint_weight'}  # keys that configs of earlier versions have
+# What a run did before there was a key for it, whatever its task says today.
+BEFORE = {'train.optimizer': 'adam', 'train.subpixel': False, 'test.subpixel': False}
 # Lists of any length, with an example; the others keep their number of items.
 LISTS = {
     'data.joints': ['nose', 'left_eye'], 'data.skeleton': [[0, 1], [0, 2]],
@@ -84,7 +87,8 @@ def complete(saved):
     if type(run.get('commands', [])) is not list:
         raise TypeError('run.commands is no list')
     config = copy.deepcopy(load_task(run['task']).__config__)
-    for key, value in flatten({k: v for k, v in saved.items() if k != 'run'}).items():
+    values = BEFORE | flatten({key: value for key, value in saved.items() if key != 'run'})
+    for key, value in values.items():
         if key not in PAST:
             put(config, key, value)
     return config | {'run': run}

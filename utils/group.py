@@ -11,19 +11,27 @@ COCO_ORDER = (0, 1, 2, 3, 4, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16)
 NOBODY = 1e10  # the cost of a peak that no person is left for
 
 
-def adjust(pixels, det, last_row=None):
+def adjust(pixels, det, last_row=None, subpixel=False):
     """Pixels (N, 4) int64 as (image, joint, y, x) -> points (N, 2) float32 in the output frame.
 
-    A pixel's centre, moved by a quarter toward the larger neighbour in x and in y; heatmaps `det`
-    are (B, K, H, W). The quarter regains part of what the heatmap's stride lost. last_row: the row
-    at which the neighbour below is cut off, by default the heatmap's last.
+    A pixel's centre, moved by a quarter toward the larger neighbour in x and in y, or with subpixel
+    to the top of the Gaussian through the three values, to regain part of what the heatmap's stride
+    lost; heatmaps `det` are (B, K, H, W). last_row: the row at which the neighbour below is cut
+    off, by default the heatmap's last.
     """
     B, K, H, W = det.shape
     last_row = H - 1 if last_row is None else last_row
     b, k, y, x = pixels.unbind(1)
-    right = det[b, k, y, (x + 1).clamp(max=W - 1)] > det[b, k, y, (x - 1).clamp(min=0)]
-    below = det[b, k, (y + 1).clamp(max=last_row), x] > det[b, k, (y - 1).clamp(min=0), x]
-    toward = torch.stack([right, below], 1).float() * 0.5 - 0.25
+    before = det[b, k, y, (x - 1).clamp(min=0)], det[b, k, (y - 1).clamp(min=0), x]
+    after = det[b, k, y, (x + 1).clamp(max=W - 1)], det[b, k, (y + 1).clamp(max=last_row), x]
+    before, after = torch.stack(before, 1), torch.stack(after, 1)  # (N, 2), in x and in y
+    toward = (after > before).float() * 0.5 - 0.25
+    if subpixel:
+        # The logarithm of a Gaussian is a parabola.
+        here = det[b, k, y, x, None]
+        before, here, after = (v.float().clamp(min=1e-4).log() for v in (before, here, after))
+        bend = (2 * here - before - after).clamp(min=1e-6)
+        toward = ((after - before) / bend / 2).clamp(-0.5, 0.5)
     return torch.stack([x, y], 1) + 0.5 + toward
 
 
@@ -35,13 +43,14 @@ class HeatmapParser:
     joint_order: joints in the order of grouping; by default COCO's for 17 joints, else as numbered.
     tie_break: who gets a peak whose distances to several people are equal once they are rounded:
     'solver', whom munkres 1.1.4 chooses, or 'value', the people whose joints are surest so far.
+    subpixel: how peaks are placed, see `adjust`.
     """
 
     def __init__(self, detection_val=0.1, tag_val=1.0, max_num_people=30, joint_order=None,
-                 tie_break='solver'):  # fmt: skip
+                 tie_break='solver', subpixel=False):  # fmt: skip
         self.detection_val, self.tag_val = detection_val, tag_val
         self.max_num_people = max_num_people
-        self.joint_order, self.tie_break = joint_order, tie_break
+        self.joint_order, self.tie_break, self.subpixel = joint_order, tie_break, subpixel
 
     def peaks(self, det):
         """Pixels (N, 4) as (image, joint, y, x): 3 x 3 maxima over the threshold, best per joint.
@@ -135,7 +144,9 @@ class HeatmapParser:
         B, K, H, W = det.shape
         pixels = self.peaks(det)
         index = tuple(pixels.T)
-        points = adjust(pixels, det) if adjust_points else pixels[:, [3, 2]].float()
+        points = pixels[:, [3, 2]].float()
+        if adjust_points:
+            points = adjust(pixels, det, subpixel=self.subpixel)
         columns = [pixels[:, :2].float(), points, det[index].float()[:, None], tag[index].float()]
         found = torch.cat(columns, 1).cpu().numpy()  # the only figures that leave the device
         np.nan_to_num(found, copy=False)  # tags of a network that has diverged

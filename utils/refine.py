@@ -8,18 +8,18 @@ from utils.group import adjust
 CACHED = 2**18  # values of maps that are looked at together: about what a CPU's cache holds
 
 
-def refine(det, tag, person):
+def refine(det, tag, person, subpixel=False):
     """Fills in the joints that a person lacks, where heatmap and tag suit it best (paper, 3.1).
 
     det (K, H, W), tag (K, H, W, D), person (K, 3 + D) or several (P, K, 3 + D) as grouping returns
     them, x and y in the output frame. Returns them anew; a filled joint has its heatmap's value, at
-    least 1e-3. Only the maps of missing joints are looked at.
+    least 1e-3. Only the maps of missing joints are looked at. subpixel: see `group.adjust`.
     """
     det, tag = torch.as_tensor(det), torch.as_tensor(tag)
     K, H, W, D = tag.shape
     people = np.array(person, np.float32)
     if people.ndim == 2:
-        return refine(det, tag, people[None])[0]
+        return refine(det, tag, people[None], subpixel)[0]
     found = people[:, :, 2] > 0  # (P, K)
     missing, owner = np.nonzero((~found & found.any(1)[:, None]).T)  # (M,) each, joint by joint
     if len(owner) == 0:
@@ -43,7 +43,7 @@ def refine(det, tag, person):
     pixels = torch.stack([torch.zeros_like(joints), joints, y, x], 1)
     # The original cuts the neighbour below off at row K - 1 instead of H - 1. It moves a filled
     # joint by at most half an output pixel, and the published figures were measured with it.
-    points = adjust(pixels, det[None], last_row=min(K, H) - 1)
+    points = adjust(pixels, det[None], None if subpixel else min(K, H) - 1, subpixel)
     values = det[joints, y, x][:, None]
     filled = torch.cat([points, values.clamp(min=1e-3), tag[joints, y, x]], 1)
     # Where the heatmap is not positive nothing speaks for the joint, and it stays missing.

@@ -32,7 +32,7 @@ def describe(run, config, network, loaders, device, precision):
         f'images: {len(loaders["train"].dataset):,} for training, '
         f'{len(loaders["valid"].dataset):,} for validation\n'
         f'{settings["epochs"]} epochs of {settings["train_iters"]} steps of {batch}, '
-        f'{workers} workers, learning rate {settings["learning_rate"]:g}\n'
+        f'{workers} workers, {settings["optimizer"]}, learning rate {settings["learning_rate"]:g}\n'
         f'{describe_device(device, settings)}, {precision}{", compiled" * settings["compile"]}'
     )
     if config['model']['bn'] and shares > 1:

@@ -9,6 +9,7 @@ from utils.checkpoint import is_plain
 from utils.config import MOST
 from utils.ema import Ema
 from utils.errors import UserError
+from utils.optimizer import example_state
 from utils.weights import bare_names
 
 
@@ -58,12 +59,9 @@ class State:
         """Takes all but the weights from a checkpoint, read from `path`. Raises UserError."""
         saved = checkpoint.get('optimizer')
         untrained = isinstance(saved, dict) and saved.get('state') == {}  # before the first step
-        adam = {
-            number: {'step': torch.zeros(()), 'exp_avg': param, 'exp_avg_sq': param}
-            for number, param in enumerate([] if untrained else self.network.parameters())
-        }
+        learnt = {} if untrained else example_state(self.optimizer)
         random = {'cpu': torch.get_rng_state(), 'cuda': []}
-        expected = self.progress() | {'optimizer': {'state': adam}, 'random': random}
+        expected = self.progress() | {'optimizer': {'state': learnt}, 'random': random}
         scaler = checkpoint.get('scaler') and self.scaler.state_dict()  # none but in float16
         expected |= {'scaler': scaler} if scaler else {}
         problem = schema_error(checkpoint, expected)
@@ -80,9 +78,9 @@ class State:
                 f"('python test.py -c {path.parent.name}') but not continued; 'python train.py "
                 f"-e NEW --init {path.parent}' starts a new run with its weights"
             )
-        # Only what Adam has learnt comes from the file; its settings are this program's.
+        # Only what it has learnt comes from the file; its settings are this program's.
         own = self.optimizer.state_dict()
-        self.optimizer.load_state_dict(own | {'state': {k: saved['state'][k] for k in adam}})
+        self.optimizer.load_state_dict(own | {'state': {k: saved['state'][k] for k in learnt}})
         if scaler:
             self.scaler.load_state_dict(checkpoint['scaler'])
         if self.ema:

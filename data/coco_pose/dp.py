@@ -18,15 +18,17 @@ from utils.regions import draw_mask
 class GenerateHeatmap:
     """Draws joints as Gaussians: keypoints (P, K, 3) in the output frame -> (K, R, R) float32.
 
-    sigma is in output pixels, R / 64 by default. Each Gaussian is centred on its joint's pixel, cut
-    to a window, and joined with those of other people by the maximum.
+    sigma is in output pixels, R / 64 by default. Each Gaussian is centred on its joint's pixel, or
+    with subpixel on the joint, cut to a window, and joined with those of other people by the
+    maximum.
     """
 
-    def __init__(self, output_res, num_parts, sigma=None):
-        self.output_res, self.num_parts = output_res, num_parts
-        sigma = sigma or output_res / 64
+    def __init__(self, output_res, num_parts, sigma=None, subpixel=False):
+        self.output_res, self.num_parts, self.subpixel = output_res, num_parts, subpixel
+        self.sigma = sigma = sigma or output_res / 64
         self.reach = int(3 * sigma + 1)  # pixels to either side; beyond, the Gaussian is below 0.01
-        square = np.arange(-self.reach, self.reach + 1) ** 2
+        self.steps = np.arange(-self.reach, self.reach + 1)
+        square = self.steps**2
         self.window = np.exp(-(square[:, None] + square) / (2 * sigma**2)).astype(np.float32)
 
     def __call__(self, keypoints):
@@ -36,9 +38,13 @@ class GenerateHeatmap:
         windows = np.lib.stride_tricks.sliding_window_view(
             heatmaps, self.window.shape, axis=(1, 2), writeable=True
         )
-        for person, there in zip(*to_pixels(keypoints, R), strict=True):
-            k, (x, y) = there.nonzero()[0], person[there].T  # never twice the same map
-            windows[k, y, x] = np.maximum(windows[k, y, x], self.window)
+        for points, person, there in zip(keypoints, *to_pixels(keypoints, R), strict=True):
+            k, (x, y), window = there.nonzero()[0], person[there].T, self.window
+            if self.subpixel:
+                off = points[there, :2] - person[there] - 0.5  # (N, 2), from the pixel's centre
+                x_part, y_part = np.exp((self.steps - off.T[..., None]) ** 2 / (-2 * self.sigma**2))
+                window = y_part[:, :, None] * x_part[:, None]
+            windows[k, y, x] = np.maximum(windows[k, y, x], window)  # never twice the same map
         return np.ascontiguousarray(heatmaps[:, reach:-reach, reach:-reach])
 
 
@@ -89,7 +95,8 @@ class Dataset(torch.utils.data.Dataset):
         self.ranges, self.mask_unlabelled = ranges, settings['mask_unlabelled']
         sigma = settings['sigma'] * self.output_res
         self.flip = list(split.joints.flip)
-        self.heatmaps = GenerateHeatmap(self.output_res, len(self.flip), sigma)
+        subpixel = settings['subpixel']
+        self.heatmaps = GenerateHeatmap(self.output_res, len(self.flip), sigma, subpixel)
         self.keypoints = KeypointsRef(settings['max_num_people'], len(self.flip))
 
     def __len__(self):
