@@ -10,7 +10,6 @@ from task.loss import AELoss, HeatmapLoss
 __config__ = {
     'data_provider': 'data.coco_pose.dp',
     'network': 'models.posenet.PoseNet',
-    # Arguments of the network.
     'model': {
         'nstack': 4,  # hourglasses, one after another
         'inp_dim': 256,  # features at the output's size
@@ -86,9 +85,7 @@ __config__ = {
         'scales': {'single': [1.0], 'multi': [2.0, 1.0, 0.5]},  # of input_res, for each mode
         'mirror': True,  # average with the mirror image; False takes half the time
         'square': True,  # False trims the black margins of photos that are not square
-        # Whether peaks on the margins count, as in the published figures. Training masks them out,
-        # and what a network of little training answers there is noise.
-        'margins': True,
+        'margins': True,  # also look beyond the photo, as for the published figures; not trained
         'detection_val': 0.1,  # heatmap value that a joint must exceed
         'tag_val': 1.0,  # distance of tags below which a joint joins a person
         'max_num_people': 30,  # joints of a type, and people, per image

@@ -54,8 +54,7 @@ __config__['augmentation'].update(
 )
 __config__['test'].update(
     batchsize=8,
-    # The people are of one size, but a third as fine again they are placed more precisely.
-    scales={'single': [1.0], 'multi': [1.33, 1.0]},
+    scales={'single': [1.0], 'multi': [1.33, 1.0]},  # people are of one size
     margins=False,  # there is nobody outside of the pictures
     detection_val=0.2,  # after so little training a weak peak is seldom right
     tag_val=2.0,  # tags of one person are still far apart

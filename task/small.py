@@ -36,12 +36,9 @@ __config__['train'].update(
     warmup_iters=200,
     decay_iters=[5000, 16000],  # a long way down: there AP grows fastest
     decay_rate=1e-5,
-    # The last 1,000 steps or so. After 60,000 images, the rate still high, AP (2, 1.5, 1) was 0.059
-    # with the average and 0.049 without, AP50 of large people 0.43 and 0.31.
-    ema=0.999,
+    ema=0.999,  # after 60,000 images, the rate still high, AP was 0.059, without it 0.049
     mask_unlabelled=True,  # 4 of 10 people have no labelled joint: to find them is no mistake
-    # Strong enough for tags to part: with 2e-3 and 6e-3 the push loss stayed at 0.18, 2e-2 took it
-    # to 0.07 within 17,000 images, and AP (2, 1.5, 1) from 0.033 to 0.059.
+    # With push at 2e-3 or 6e-3 tags did not part: its loss stayed at 0.18.
     loss_weights={'detection': 1.0, 'push': 1.2e-2, 'pull': 5e-3},
     save_minutes=3.0,
 )
