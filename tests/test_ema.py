@@ -6,8 +6,7 @@ import torch
 import train
 from models.layers import Conv
 from tests.faults.common import same
-from tests.test_train import start  # noqa: F401 (a fixture)
-from utils.checkpoint import read_checkpoint
+from tests.test_train import start, whole_and_resumed  # noqa: F401 (a fixture)
 from utils.ema import Ema
 
 
@@ -42,12 +41,8 @@ def test_network_has_its_own_weights_again_also_after_an_error():
 
 def test_average_is_what_is_saved_and_a_resume_is_exact(start):  # noqa: F811
     settings = 'train.ema=0.9', 'model.bn=True', 'train.train_iters=9'
-    whole = start('whole', *settings)
-    whole.run_steps(6)
-    start('half', *settings).run_steps(3)
-    resumed = start('half', go_on=True)
-    resumed.run_steps(3)
-    a, b = (read_checkpoint(t.report.run.checkpoint()) for t in (whole, resumed))
+    whole, resumed = whole_and_resumed(start, 3, *settings)
+    a, b = whole.saved(), resumed.saved()
     for part in ('state_dict', 'own_weights', 'optimizer'):
         assert same(a[part], b[part])
     assert same(a['own_weights'], whole.state.network.state_dict())
@@ -64,7 +59,7 @@ def test_validation_sees_the_average_and_changes_nothing(start, monkeypatch):  #
 
     monkeypatch.setattr(train, 'validate', look)
     training.run()
-    saved = read_checkpoint(training.report.run.checkpoint())
+    saved = training.saved()
     assert same(seen[0], training.state.ema.state_dict) and same(seen[0], saved['state_dict'])
     assert same(saved['own_weights'], training.state.network.state_dict())
     assert not same(saved['own_weights'], saved['state_dict'])

@@ -7,8 +7,7 @@ import torch
 
 from models.layers import Conv
 from tests.faults.common import same
-from tests.test_train import start  # noqa: F401 (a fixture)
-from utils.checkpoint import read_checkpoint
+from tests.test_train import start, whole_and_resumed  # noqa: F401 (a fixture)
 from utils.errors import UserError
 from utils.optimizer import RMS, Muon, is_kernel, make_optimizer, orthogonal
 
@@ -82,12 +81,7 @@ def test_all_else_is_adams():
 
 def test_a_resume_is_exact(start):  # noqa: F811
     settings = 'train.optimizer=muon', 'model.bn=True', 'train.train_iters=9'
-    whole = start('whole', *settings)
-    whole.run_steps(6)
-    start('half', *settings).run_steps(3)
-    resumed = start('half', go_on=True)
-    resumed.run_steps(3)
-    a, b = (read_checkpoint(t.report.run.checkpoint()) for t in (whole, resumed))
+    a, b = (training.saved() for training in whole_and_resumed(start, 3, *settings))
     for part in ('state_dict', 'optimizer'):
         assert same(a[part], b[part])
     assert any('momentum' in state for state in a['optimizer']['state'].values())

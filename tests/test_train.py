@@ -56,6 +56,10 @@ class Training:
         loader = self.loaders['valid']
         return train.validate(self.model, loader, self.settings, torch.float32, self.report)
 
+    def saved(self):
+        """What its checkpoint holds."""
+        return read_checkpoint(self.report.run.checkpoint())
+
     def everything(self):
         """All that training changes: parameters, buffers, optimizer, random state."""
         state = {
@@ -82,24 +86,27 @@ def start(make_coco, work, tiny, monkeypatch):
     return open_training
 
 
-def test_ten_steps_equal_five_resume_and_five(start):
-    settings = ['model.bn=True', 'train.train_iters=4', 'train.epochs=3']
+def whole_and_resumed(start, half, *settings):
+    """Trainings of two equal runs after 2 * half steps, one of them resumed in its middle."""
     whole = start('whole', *settings)
-    whole.run_steps(10)
-    half = start('half', *settings)
-    half.run_steps(5)
+    whole.run_steps(2 * half)
+    start('half', *settings).run_steps(half)
     torch.manual_seed(99)  # a new process starts with another random state
     resumed = start('half', go_on=True)
-    assert resumed.state.step == 5
-    resumed.run_steps(5)
-    a, b = (read_checkpoint(t.report.run.checkpoint()) for t in (whole, resumed))
+    assert resumed.state.step == half
+    resumed.run_steps(half)
+    return whole, resumed
+
+
+def test_ten_steps_equal_five_resume_and_five(start):
+    settings = ['model.bn=True', 'train.train_iters=4', 'train.epochs=3']
+    a, b = (training.saved() for training in whole_and_resumed(start, 5, *settings))
     assert a['step'] == b['step'] == 10
     for key in ('state_dict', 'optimizer', 'random', 'samples'):
         assert same(a[key], b[key]), key
     fresh = start('other', *settings, 'train.seed=1')
     fresh.run_steps(10)
-    other = read_checkpoint(fresh.report.run.checkpoint())
-    assert not same(a['state_dict'], other['state_dict'])  # the comparison can fail
+    assert not same(a['state_dict'], fresh.saved()['state_dict'])  # the comparison can fail
 
 
 def test_validation_changes_nothing_and_computes_the_losses(start):
