@@ -2,8 +2,8 @@
 
 python train.py -t small -e mine --init small --set data.images=...   from models/small.pth.tar
 
-From scratch heatmaps stay at zero for tens of thousands of images: with other joints or widths the
-quickstart's weights, of drawn people, are the better start, see --init.
+From scratch heatmaps stay near zero for 48,000 images with Adam, but not with train.optimizer=muon
+(AP 0.029, as from weights of drawn people with Adam): take it for other joints.
 """
 
 import copy
@@ -37,7 +37,6 @@ __config__['train'].update(
     decay_iters=[5000, 16000],  # a long way down: there AP grows fastest
     decay_rate=1e-5,
     ema=0.999,  # after 60,000 images, the rate still high, AP was 0.059, without it 0.049
-    mask_unlabelled=True,  # 4 of 10 people have no labelled joint: to find them is no mistake
     # With push at 2e-3 or 6e-3 tags did not part: its loss stayed at 0.18.
     loss_weights={'detection': 1.0, 'push': 1.2e-2, 'pull': 5e-3},
     save_minutes=3.0,
@@ -46,7 +45,8 @@ __config__['augmentation'].update(
     rotation=15.0,  # people mostly stand
     scale=[0.4, 1.0],  # zooms in only, as the test's scales of 1 to 2 do
     shift=20.0,
-    aim=0.7,  # a zoom into the middle would miss most people
+    # A zoom into the middle misses most people: AP was 0.019 after 48,000 images, so 0.026.
+    aim=0.7,
     hue=15.0,  # milder colours than the full recipe's: the network is far from learning by heart
     saturation=[0.7, 1.3],
     brightness=0.15,
@@ -58,4 +58,5 @@ __config__['test'].update(
     scales={'single': [1.5], 'multi': [2.0, 1.5, 1.0, 0.6]},
     margins=False,  # the network is not trained on what lies outside of the photo
     detection_val=0.25,  # from 0.15 to 0.3 it changes AP by 0.002
+    subpixel=True,  # AP is 0.202, without it 0.197
 )
