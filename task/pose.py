@@ -48,6 +48,7 @@ __config__ = {
         'output_res': 128,  # pixels, the side of its heatmaps: input_res / 4
         'sigma': 0.015625,  # of the heatmaps' Gaussians, times output_res: 128 / 64 = 2 pixels
         'subpixel': False,  # Gaussians lie on the joints, not on their pixels; as test.subpixel
+        'mask_unlabelled': False,  # leave out people without any labelled joint, as crowds are
         'max_num_people': 30,  # people per image whose tags are trained, the largest first
         'augment': True,  # random geometry and colour, in the ranges of 'augmentation'
         'optimizer': 'adam',  # or 'muon', which learns more from an image with BatchNorm

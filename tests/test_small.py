@@ -1,12 +1,15 @@
-"""What the task `small` adds: aimed squares, wider networks; loading weights."""
+"""What the task `small` adds: masked people, aimed squares, wider networks; loading weights."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
 import torch
 
+from data.coco_pose import dp
 from data.coco_pose.augment import jittered
+from data.coco_pose.splits import open_splits
 from task import pose, small
 from task.pose import make_network
 from utils.config import complete
@@ -21,8 +24,8 @@ def test_size_of_the_network():
 def test_the_config_of_an_earlier_version_is_read():
     """A key that is no more is left out, another that was never there is an error."""
     saved = copy.deepcopy(small.__config__) | {'run': {'task': 'small'}}
-    saved['train'] |= {'joint_weight': 4.0, 'mask_unlabelled': True}
-    assert not {'joint_weight', 'mask_unlabelled'} & set(complete(saved)['train'])
+    saved['train']['joint_weight'] = 4.0
+    assert 'joint_weight' not in complete(saved)['train']
     saved['train']['joint_weights'] = 4.0
     with pytest.raises(UserError, match='train.joint_weights: no such key'):
         complete(saved)
@@ -37,6 +40,23 @@ def test_aimed_squares_hold_the_person_and_stay_within_the_photo():
         half = 100 * scale
         assert half <= center[0] <= 320 - half and center[0] + half >= 300
         assert min(half, 100) <= center[1] <= max(200 - half, 100) and center[1] - half <= 20
+
+
+def test_people_without_labels_are_masked_but_nobody_with_labels(make_coco, configure):
+    coco = make_coco(people=(1,), size=(80, 100))
+    content = json.loads(coco.annotations.read_text())
+    person = next(a for a in content['annotations'] if not a['iscrowd'])
+    unlabelled = {'num_keypoints': 0, 'keypoints': [0] * 51, 'bbox': [0, 0, 100, 80], 'id': 99}
+    content['annotations'] = [person, person | unlabelled]
+    coco.annotations.write_text(json.dumps(content))
+    masks = []
+    for choice in ('False', 'True'):
+        config = configure(*coco.settings, f'train.mask_unlabelled={choice}', 'train.augment=False')
+        train, _ = open_splits(config['data'])
+        masks.append(dp.Dataset(train, config['train'])[(0, 0)]['masks'] > 0)
+    # The photo's 80 rows are 13 of 16; of them the labelled person's own box is left.
+    assert masks[0].sum() > 2 * masks[1].sum() > 0
+    assert not (masks[1] & ~masks[0]).any()
 
 
 @pytest.mark.parametrize('wider', [{'increase': 8}, {'inp_dim': 12, 'stem': [6, 8, 12]}])

@@ -33,7 +33,7 @@ CHOICES |= {'train.on_nonfinite': ('stop', 'skip'), 'test.tie_break': ('solver',
 CHOICES |= {'train.optimizer': ('adam', 'muon')}
 # The code that keys name: a config from elsewhere runs no other.
 CODE = {'network': r'(models(?:\.\w+)+)\.(\w+)', 'data_provider': r'(data(?:\.\w+)+)()'}
-PAST = {'train.joint_weight', 'train.mask_unlabelled'}  # keys that configs of earlier versions have
+PAST = {'train.joint_weight'}  # keys that configs of earlier versions have
 # What a run did before there was a key for it, whatever its task says today.
 BEFORE = {'train.optimizer': 'adam', 'train.subpixel': False, 'test.subpixel': False}
 # Lists of any length, with an example; the others keep their number of items.

@@ -92,7 +92,7 @@ class Dataset(torch.utils.data.Dataset):
     def __init__(self, split, settings, ranges=None):
         self.split, self.seed = split, settings['seed']
         self.input_res, self.output_res = settings['input_res'], settings['output_res']
-        self.ranges = ranges
+        self.ranges, self.mask_unlabelled = ranges, settings['mask_unlabelled']
         sigma = settings['sigma'] * self.output_res
         self.flip = list(split.joints.flip)
         subpixel = settings['subpixel']
@@ -126,7 +126,12 @@ class Dataset(torch.utils.data.Dataset):
         rows = rows[np.argsort(-self.split.areas[rows], kind='stable')]
         people = self.split.keypoints[rows].astype(np.float32)
         size, ranges, crowds = photo.shape[:2], self.ranges, self.split.crowds(index)
+        if self.mask_unlabelled:
+            others = np.setdiff1d(self.split.annotations(index), rows)
+            crowds += list(self.split.boxes[others[~self.split.is_crowd[others]]])
         crowd = draw_mask(crowds, *size) if crowds else None
+        if crowds and self.mask_unlabelled:  # labelled joints are to be learnt, whoever is near
+            crowd &= 1 - draw_mask(list(self.split.boxes[rows]), *size)
         geometry = jittered(*size, ranges, rng, people) if ranges else centred(*size)
         photo, mask, people = warp_sample(
             photo, crowd, people, geometry, self.input_res, self.output_res
