@@ -4,7 +4,7 @@ import torch
 
 MOMENTUM = 0.95
 # Of the odd polynomial that, iterated, takes singular values from 0.02 to 1 to between 0.7 and 1.2.
-# Five iterations would do so from 0.004 on, for more time: AP of the quickstart is the same.
+# Five iterations would do so from 0.002 on, for more time: AP of the quickstart is the same.
 QUINTIC, ITERATIONS = (3.4445, -4.775, 2.0315), 3
 RMS = 0.2  # of a kernel's step at rate 1; Adam's is about as large, so that one rate does for both
 
