@@ -1,6 +1,7 @@
 """Weights of the original and of mmpose as runs, fine-tuning them, and publishing a run."""
 
 import argparse
+import copy
 import hashlib
 import json
 import os
@@ -14,10 +15,12 @@ import pytest
 import torch
 
 from models.posenet import PoseNet
+from task import small
 from task.pose import PoseTask, make_network
 from test import load, multiperson
 from utils.checkpoint import read_checkpoint
-from utils.convert import from_mmpose
+from utils.config import complete
+from utils.convert import config_in, from_mmpose
 from utils.run import Run
 
 
@@ -450,3 +453,12 @@ def test_where_nothing_is_published(coco_run, refused, work):
     for target, name in (('there', 'there already'), ('no/out.pth', 'no folder no')):
         refused('utils/convert.py', 'run1', target, names=[name])
     refused('utils/convert.py', 'run1', 'out', '--checkpoint', 'best', names=['no best.pth.tar'])
+
+
+def test_published_weights_from_before_a_key_do_as_they_did():
+    """Converted back they find the same people, whatever their task says today."""
+    saved = copy.deepcopy(small.__config__) | {'run': {'task': 'small'}}
+    del saved['test']['subpixel']
+    assert small.__config__['test']['subpixel']
+    assert not config_in({'config': saved}, 'file')['test']['subpixel']
+    assert not complete(saved)['test']['subpixel']

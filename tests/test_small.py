@@ -13,7 +13,6 @@ from data.coco_pose.splits import open_splits
 from task import pose, small
 from task.pose import make_network
 from utils.config import complete
-from utils.convert import config_in
 from utils.errors import UserError
 from utils.weights import load_network, widen
 
@@ -88,12 +87,3 @@ def test_weights_become_the_networks_without_a_copy(configure):
     for name, value in network.state_dict().items():
         assert (value.dtype, value.stride()) == (saved[name].dtype, saved[name].stride())
     assert all(param.requires_grad for param in network.parameters())
-
-
-def test_published_weights_from_before_a_key_do_as_they_did():
-    """Converted back they find the same people, whatever their task says today."""
-    saved = copy.deepcopy(small.__config__) | {'run': {'task': 'small'}}
-    del saved['test']['subpixel']
-    assert small.__config__['test']['subpixel']
-    assert not config_in({'config': saved}, 'file')['test']['subpixel']
-    assert not complete(saved)['test']['subpixel']

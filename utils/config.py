@@ -86,12 +86,20 @@ def complete(saved):
     run = saved['run']
     if type(run.get('commands', [])) is not list:
         raise TypeError('run.commands is no list')
-    config = copy.deepcopy(load_task(run['task']).__config__)
-    values = BEFORE | flatten({key: value for key, value in saved.items() if key != 'run'})
-    for key, value in values.items():
-        if key not in PAST:
-            put(config, key, value)
-    return config | {'run': run}
+    values = flatten({key: value for key, value in saved.items() if key != 'run'})
+    values = {key: value for key, value in values.items() if key not in PAST}
+    return fill(load_task(run['task']).__config__, values) | {'run': run}
+
+
+def fill(config, values):
+    """A task's config with the values of a saved one, see `flatten`, put in. Raises UserError.
+
+    A key that they lack keeps the task's value, or has the one of `BEFORE`.
+    """
+    config = copy.deepcopy(config)
+    for key, value in (BEFORE | values).items():
+        put(config, key, value)
+    return config
 
 
 def put(config, key, value):

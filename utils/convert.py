@@ -23,7 +23,7 @@ import torch
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from utils.checkpoint import check_plain, read_checkpoint, write_atomically
-from utils.config import BEFORE, apply_settings, check_config, flatten, load_task
+from utils.config import check_config, fill, flatten, load_task
 from utils.dist import file_hash
 from utils.errors import UserError, exit_code
 from utils.onnx_model import is_onnx, write_onnx
@@ -142,9 +142,9 @@ def config_in(checkpoint, path):
         for key in ('network', 'data_provider'):
             if saved.get(key) != config[key]:
                 raise UserError(f'its {key} is {saved.get(key)!r}: expected {config[key]!r}')
-        values = (BEFORE | flatten(saved)).items()
-        settings = [f'{key}={value}' for key, value in values if key in flatten(config)]
-        return apply_settings(config, settings) | {'run': run}
+        known = flatten(config)
+        values = {key: value for key, value in flatten(saved).items() if key in known}
+        return fill(config, values) | {'run': run}
     except (TypeError, KeyError, ValueError, RecursionError):
         raise UserError(f'{path} has a config that is not one of a run') from None
     except UserError as error:
