@@ -211,9 +211,12 @@ def test_of_two_new_runs_of_a_name_one_is_refused(place):
     assert 'exp/twins is being trained by process' in refused or 'has a checkpoint' in refused
 
 
-def test_several_machines_that_could_not_restart_are_refused(place, monkeypatch):
+def test_several_machines_that_could_not_restart_are_refused(place, tmp_path, monkeypatch):
     folder, settings = place
     monkeypatch.delenv(dist.OWN_STORE, raising=False)
+    slow = tmp_path / 'sitecustomize.py'  # the second machine takes longer to start
+    slow.write_text("import os, time\nif os.environ.get('RANK') == '1': time.sleep(3)\n")
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path), prepend=os.pathsep)
     agents = common.machines(folder, [*settings, *common.TINY], 'refused')
     for code, output in map(common.finish, agents[:2]):
         assert code != 0

@@ -41,6 +41,12 @@ def start():
             attempt = f'attempt {os.environ["TORCHELASTIC_RESTART_COUNT"]} of {count}'
             store = distributed.PrefixStore(attempt, store)
         if int(os.environ['GROUP_WORLD_SIZE']) > 1 and os.environ.get(OWN_STORE) != '1':
+            # Some builds of PyTorch lack it.
+            from torch.distributed.elastic.utils.store import barrier
+
+            # The agent that has the store ends with its rank, and then no later one says this.
+            with contextlib.suppress(distributed.DistError):
+                barrier(store, count, 'refused', barrier_timeout=60)
             raise LaunchError(
                 f'torchrun on several machines cannot restart: start it on each of them with '
                 f"'{OWN_STORE}=1 torchrun --nnodes ...'"
